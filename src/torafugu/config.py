@@ -63,6 +63,8 @@ def read_table(cls: type[T], table: Mapping[str, Any], *, where: str) -> T:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
+    if hint is Any:
+        return _convert_json(value, where)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         (inner,) = (arg for arg in args if arg is not type(None))
@@ -84,6 +86,19 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise _wrong(value, hint, where)
         return read_table(hint, value, where=where)
     return _convert_scalar(value, hint, where)
+
+
+def _convert_json(value: Any, where: str) -> Any:
+    """Free form, for a table that is sent on as JSON, which knows no dates and no exact decimals."""
+    if isinstance(value, dict):
+        return {key: _convert_json(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_convert_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, Decimal) and value.is_finite():
+        return float(value)
+    if isinstance(value, (str, bool, int)):
+        return value
+    raise ConfigError(f"{where}: {value!r} is not a value that JSON has")
 
 
 def _convert_scalar(value: Any, hint: Any, where: str) -> Any:

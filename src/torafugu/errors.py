@@ -114,6 +114,7 @@ class WorkerError(FuguError):
 
     fault = "worker"
     default_code = "server_error"
+    code: WorkerCode
 
     def __init__(
         self,

@@ -126,10 +126,11 @@ async def _decide_and_execute(
             run.answer = next(reversed(run.replies.values()), None)
             return f"budget:{limit}"
         _check(decision, run, pool)
-        run.record(Planned(plan=decision, decision_ms=(time.perf_counter() - started) * 1e3))
-        if not is_durable:
+        decision_ms = (time.perf_counter() - started) * 1e3
+        if not is_durable:  # the commit went on while the policy was deciding
             await run.wait_durable()
             is_durable = True
+        run.record(Planned(plan=decision, decision_ms=decision_ms))
         await _execute(decision, run, pool, on_delta)
 
 

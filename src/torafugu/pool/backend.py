@@ -1,7 +1,7 @@
 """The seam between the pool and one kind of worker: a `Backend` makes one attempt at one call.
 
-A backend does not retry, fail over, limit or price; the pool does. It raises `WorkerError` and nothing else of its own;
-whatever else escapes from an HTTP library is turned into one by `mapped()`.
+A backend does not retry, fail over, limit or price, nor bound its total time; the pool does. It raises `WorkerError`
+and nothing else of its own; whatever else escapes from an HTTP library is turned into one by `faults.mapped()`.
 """
 
 from __future__ import annotations

@@ -18,15 +18,30 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from ..config import read_table, read_toml
 from ..errors import ConfigError
 
-__all__ = ["Dialect", "Limits", "PoolSpec", "Prices", "Tags", "Timeouts", "WorkerSpec", "read_pool"]
+__all__ = [
+    "DEFAULT_BASE_URL",
+    "NETWORK_DIALECTS",
+    "Dialect",
+    "Limits",
+    "PoolSpec",
+    "Prices",
+    "Tags",
+    "Timeouts",
+    "WorkerSpec",
+    "output_limit",
+    "read_pool",
+]
 
 Dialect: TypeAlias = Literal["openai", "anthropic", "home", "recorded", "scripted"]
 NETWORK_DIALECTS = frozenset({"openai", "anthropic"})
 DEFAULT_BASE_URL = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com/v1"}
+OURS = frozenset({"messages", "model", "stream"})
+"""Keys of a request's body that are always ours: `extra_body` may not name them."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}")
 
 
@@ -41,6 +56,12 @@ class Prices:
     cache_write: Decimal | None = None
     """None: tokens written to the cache cost what input tokens cost."""
 
+    def __post_init__(self) -> None:
+        for name in ("input", "output", "cached_input", "cache_write"):
+            price = getattr(self, name)
+            if price is not None and not (price.is_finite() and price >= 0):
+                raise ConfigError(f"{name} {price}: expected USD per million tokens, 0 or more")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
@@ -51,6 +72,11 @@ class Timeouts:
     idle_s: float = 60.0
     total_s: float = 600.0
 
+    def __post_init__(self) -> None:
+        for name in ("connect_s", "first_token_s", "idle_s", "total_s"):
+            if not 0 < getattr(self, name) < float("inf"):  # also refuses NaN
+                raise ConfigError(f"{name} {getattr(self, name)}: expected a number of seconds above 0")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -59,6 +85,12 @@ class Limits:
     concurrency: int = 8
     queue: int = 64
     """Calls that may wait for a free place; one more is refused as `overloaded`."""
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1:
+            raise ConfigError(f"concurrency {self.concurrency}: expected at least 1")
+        if self.queue < 0:
+            raise ConfigError(f"queue {self.queue}: expected 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,13 +130,40 @@ class WorkerSpec:
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
-            raise ConfigError(
-                f"id {self.id!r}: expected 1-100 letters, digits or ._:/-, a letter or digit first"
-            )
-        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"base_url {self.base_url!r}: expected http:// or https://")
-        if self.limits.concurrency < 1:
-            raise ConfigError(f"limits.concurrency {self.limits.concurrency}: expected at least 1")
+            raise ConfigError(f"id {self.id!r}: expected 1-100 letters, digits or ._:/-, a letter or digit first")
+        _check_base_url(self.base_url)
+        for name in ("context_tokens", "max_output_tokens"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise ConfigError(f"{name} {limit}: expected at least 1")
+        if self.dialect in NETWORK_DIALECTS and (taken := OURS & set(self.extra_body)):
+            raise ConfigError(f"extra_body: {min(taken)!r} is set by the pool: remove it")
+
+
+def _check_base_url(base_url: str | None) -> None:
+    if base_url is None:
+        return
+    if not base_url.startswith(("http://", "https://")):
+        raise ConfigError(f"base_url {base_url!r}: expected http:// or https://")
+    try:
+        parts = urlsplit(base_url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(f"base_url {base_url!r}: {error}") from None
+    if not host:
+        raise ConfigError(f"base_url {base_url!r}: expected a host")
+    if parts.username is not None or parts.query or parts.fragment:  # the value may hold a secret: it is not quoted
+        raise ConfigError(f"base_url of {host!r}: expected no user, no '?' and no '#': name the key in key_env")
+
+
+def output_limit(spec: WorkerSpec, asked: int | None) -> int | None:
+    """How many tokens a worker may write when a client asked for `asked`; None leaves it to the provider.
+
+    A client's limit above what the model can write means the same as the model's own, but providers refuse it.
+    """
+    if asked is None or spec.max_output_tokens is None:
+        return asked
+    return min(asked, spec.max_output_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +177,8 @@ class PoolSpec:
     def __post_init__(self) -> None:
         if not self.worker:
             raise ConfigError("the pool is empty: declare at least one [[worker]]")
+        if self.max_attempts < 1:
+            raise ConfigError(f"max_attempts {self.max_attempts}: expected at least 1")
         seen: set[str] = set()
         for spec in self.worker:
             if spec.id in seen:

@@ -1,0 +1,1 @@
+"""Repeatable measurements, not tests: each module prints JSON; see README.md here."""

@@ -1,0 +1,54 @@
+"""`fugu`: the command. Exit status 0 done, 1 not done, 2 wrong use or configuration, 3 refused by the headroom gate."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..errors import ConfigError, FuguError, ModelError, RequestError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run one command, turn its errors into one line that a person can act on."""
+    args = _create_parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if args.verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        status: int = args.run(args)
+    except FuguError as error:
+        print(f"fugu: {error.message}", file=sys.stderr)
+        return 2 if isinstance(error, (ConfigError, ModelError, RequestError)) else 1
+    except KeyboardInterrupt:
+        print("fugu: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+    return status
+
+
+def _create_parser() -> argparse.ArgumentParser:
+    from . import demo, evaluate, runs, serve, setup, train
+
+    parser = argparse.ArgumentParser(
+        prog="fugu",
+        description="Torafugu: a self-hosted, learned LLM orchestrator.",
+        epilog="fugu COMMAND --help says more.",
+    )
+    parser.add_argument("--version", action="version", version=f"fugu {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what happens, to stderr")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo.add_parser(commands)
+    setup.add_parsers(commands)
+    serve.add_parsers(commands)
+    train.add_parsers(commands)
+    evaluate.add_parser(commands)
+    runs.add_parser(commands)
+    return parser

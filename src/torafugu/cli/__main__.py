@@ -1,0 +1,7 @@
+"""`python -m torafugu.cli`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

@@ -1,0 +1,139 @@
+"""`fugu demo`: the main job from end to end, with no key and no network, in a few minutes.
+
+profile the home pool -> train the selector -> measure it -> serve it -> ask it as any client does -> its record
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..grade.by_task import TaskGrader
+from ..grade.task import Task
+from ..pool.home import home_pool_path
+from ..pool.spec import read_pool
+from ..store import StoredRun, open_reader
+from ..types import Reply
+from .console import err, out
+from .evaluate import evaluate, print_report, promote
+from .runs import print_run
+from .train import load_tasks, run_profile, train_selector_command
+
+__all__ = ["add_parser"]
+
+_QUESTIONS = 6
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="see it all work, with no key and no network",
+        description="Profile the home pool on generated tasks, train the selector, measure it, serve it, ask it "
+        "questions through the openai client, and show the record of one run.",
+    )
+    parser.add_argument("--n", type=int, default=900, help="how many tasks (default 900)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="keep everything in this folder (default: a temporary one)")
+    parser.set_defaults(run=_command)
+
+
+def _command(args: argparse.Namespace) -> int:
+    _check_client()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="fugu-demo-") as temporary:
+        folder = args.out or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        status = _demo(folder, n=args.n, seed=args.seed)
+    err.print(f"done in {time.monotonic() - started:.0f} s{f', all of it in {folder}' if args.out else ''}")
+    return status
+
+
+def _demo(folder: Path, *, n: int, seed: int) -> int:
+    data, policy, record = folder / "profile", folder / "policy", folder / "runs.sqlite"
+    tasks = load_tasks("home", n=n, seed=seed)
+    out.print("\n[bold]1. What can each worker of the home pool do?[/bold]")
+    status = run_profile(read_pool(home_pool_path()), tasks, data, repeats=1, max_usd=None, is_confirmed=True)
+    if status:
+        return status
+    out.print("\n[bold]2. Learn whom to ask[/bold]")
+    train_selector_command(data, policy, datasets=[], seed=seed, has_evolution=True, cache=folder / "states")
+    out.print("\n[bold]3. Is it any good, on questions it has never seen?[/bold]")
+    report = evaluate(policy, data, datasets=[], split="test", seed=seed, cache=folder / "states")
+    print_report(report)
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    promote(policy, report, force=False)
+    out.print("\n[bold]4. Serve it, and ask it as any OpenAI client does[/bold]")
+    with _server(policy, record) as url:
+        run_id = _ask(url, [task for task in tasks if task.split == "test"])
+    out.print(f"\n[bold]5. The record of one run: fugu runs show {run_id}[/bold]")
+    print_run(_read_run(record, run_id))
+    return 0
+
+
+@contextmanager
+def _server(policy: Path, record: Path) -> Iterator[str]:
+    """A real server in a process of its own. Yields its base URL."""
+    command = [sys.executable, "-m", "torafugu.cli", "serve", "--port", "0", "--pool", str(home_pool_path())]
+    command += ["--policy", str(policy), "--record", str(record)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if " at http" not in line:
+                raise ConfigError(f"the server did not start: exit status {process.wait()}")
+            out.print(line.strip(), markup=False)
+            yield line.split(" at ")[1].split(",")[0]
+        finally:
+            process.terminate()
+
+
+def _ask(url: str, tasks: list[Task]) -> str:
+    """A few test questions, one of each family. Returns the id of the last run."""
+    import openai
+
+    os.environ.setdefault("NO_PROXY", "127.0.0.1")
+    grader, run_id = TaskGrader(), ""
+    by_family = {task.family: task for task in tasks}
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        for task in list(by_family.values())[:: max(len(by_family) // _QUESTIONS, 1)][:_QUESTIONS]:
+            raw = client.chat.completions.with_raw_response.create(
+                model="fugu", messages=[{"role": "user", "content": task.prompt}]
+            )
+            text = raw.parse().choices[0].message.content or ""
+            run_id = raw.headers["x-fugu-run-id"]
+            worker, cost = raw.headers["x-fugu-workers"], raw.headers.get("x-fugu-cost-usd", "unknown")
+            verdict = grader.grade(task, Reply(worker=worker, text=text, finish_reason="stop"))
+            mark = "right" if verdict.correct else "wrong"
+            question = " ".join(task.prompt.split())
+            out.print(f"\nQ: {question[:160]}{'…' if len(question) > 160 else ''}", markup=False)
+            out.print(f"A: {' '.join(text.split())[:160]}", markup=False)
+            out.print(f"   {mark}, by {worker}, ${cost}, run {run_id}", style="dim", markup=False)
+    return run_id
+
+
+def _read_run(record: Path, run_id: str) -> StoredRun:
+    async def read() -> StoredRun | None:
+        async with open_reader(record) as reader:
+            return await reader.get_run(run_id)
+
+    stored = asyncio.run(read())
+    if stored is None:
+        raise ConfigError(f"{record}: run {run_id} is not in it")
+    return stored
+
+
+def _check_client() -> None:
+    for package in ("openai", "reasoning_gym"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"{package} is not installed: pip install 'torafugu[home,eval]'")

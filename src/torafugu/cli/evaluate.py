@@ -1,0 +1,206 @@
+"""`fugu eval`: how good is a policy, honestly? The table, the JSON artefact, the picture, and the headroom gate."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..errors import ConfigError
+from ..eval.evaluate import LearnedBaselines, measure_baselines, run_policy, summarise
+from ..eval.matrix import OutcomeMatrix, best_single, build_matrix
+from ..eval.provenance import describe_data, find_commit
+from ..eval.states import KnownStates, default_cache, encode_questions
+from ..orchestrate.head import Head
+from ..orchestrate.selector import Selector
+from ..pool.recorded import create_recorded_pool, read_recorded
+from .console import Stages, err, out, percent, print_table, usd
+
+__all__ = ["add_parser", "evaluate", "print_report", "promote"]
+
+EXIT_REFUSED = 3
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "eval",
+        help="measure a policy against everything it has to beat",
+        description="Run a policy on a split of recorded outcomes, through the loop that serves, beside every worker, "
+        "the best single worker (chosen on the training split), votes, neighbours, support vectors and the oracle.",
+    )
+    parser.add_argument("--policy", type=Path, required=True, help="folder of a trained head")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the recorded format")
+    parser.add_argument("--dataset", action="append", default=[], help="use only this dataset of it (repeatable)")
+    parser.add_argument("--split", default="test", help="any value of the questions' `split` field (default test)")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--plot", type=Path, help="draw the table as a picture (.png or .svg)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    parser.add_argument("--cache", type=Path, help="folder for hidden states (default ~/.cache/torafugu/states)")
+    parser.add_argument(
+        "--promote",
+        action="store_true",
+        help="mark the head as fit to serve, if its interval clears the best single worker",
+    )
+    parser.add_argument("--force", action="store_true", help="promote even if not; the card will say so")
+    parser.set_defaults(run=_command)
+
+
+def _command(args: argparse.Namespace) -> int:
+    if args.force and not args.promote:
+        raise ConfigError("--force goes with --promote")
+    report = evaluate(args.policy, args.data, datasets=args.dataset, split=args.split, seed=args.seed, cache=args.cache)
+    print_report(report)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    if args.plot:
+        from ..eval.plots import plot_report
+
+        plot_report(report, args.plot)
+    if args.promote:
+        return promote(args.policy, report, force=args.force)
+    return 0
+
+
+def evaluate(
+    policy: Path, data: Path, *, datasets: list[str], split: str, seed: int, cache: Path | None
+) -> dict[str, Any]:
+    """The JSON artefact."""
+    from ..local import MiniLM
+
+    started = time.time()
+    head = Head.load(policy)
+    recorded = read_recorded(data, datasets=datasets)
+    matrix = build_matrix(recorded)
+    target = matrix.split(split)
+    if len(target) == 0:
+        found = ", ".join(sorted({q.split for q in matrix.questions}))
+        raise ConfigError(f"{data}: no questions of split {split!r}: the folder has {found}")
+    train, validation = matrix.split("train"), matrix.split("validation")
+    single, chosen_on = _best_single(head, train, target)
+    known = {worker.id: worker.model for worker in head.card.workers}
+    unknown = [w for w in target.workers if w not in known]
+    pool_models = {w: recorded.models[w] for w in target.workers if w in known}
+    if not pool_models:
+        raise ConfigError(f"{policy}: head {head.id} knows none of the workers of {data}: {', '.join(target.workers)}")
+    encoder = MiniLM()
+    try:
+        with Stages() as stages:
+            parts = {"train": train, "validation": validation, "target": target}
+            stages.stage("encode questions", sum(map(len, parts.values())))
+            states = {
+                name: encode_questions(encoder, part.questions, cache=cache or default_cache(), progress=stages.advance)
+                for name, part in parts.items()
+            }
+            encoded = {q.qid: states["target"][i] for i, q in enumerate(target.questions)}
+            selector = Selector(head, KnownStates(encoder.name, encoded, encoder.dim), pool_models)
+            stages.stage("run the policy", len(target))
+            episodes = asyncio.run(
+                run_policy(
+                    target,
+                    selector,
+                    create_recorded_pool(recorded),
+                    known=frozenset(known),
+                    progress=stages.advance,
+                )
+            )
+            stages.say("measuring the baselines")
+            baselines = measure_baselines(train, validation, target, _learned(states, train, validation))
+    finally:
+        encoder.close()
+    return {
+        **summarise(target, episodes, single, baselines, seed=seed),
+        "best_single_chosen_on": chosen_on,
+        "policy": {"id": selector.id, "training": dict(head.card.training), "encoder": head.card.encoder},
+        "workers_unknown_to_head": unknown,
+        "data": describe_data(recorded),
+        "split": split,
+        "seed": seed,
+        "commit": find_commit(),
+        "command": sys.argv,
+        "seconds": round(time.time() - started, 1),
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Best single worker, baselines, ours with its interval, and the ceiling."""
+    single, gain = report["best_single"], report["gain"]
+    rows = [[f"best single worker: {single['worker']}", percent(single["accuracy"]), "1.0"]]
+    for name, accuracy in sorted(report["baselines"].items(), key=lambda item: item[1] or 0):
+        calls = report["baseline_calls"][name]
+        rows.append([name.replace("_", " "), percent(accuracy), "-" if calls is None else f"{calls:.1f}"])
+    rows.append([f"fugu ({report['policy']['id']})", percent(report["accuracy"]), f"{report['calls_mean']:.1f}"])
+    rows.append(["oracle (one worker per question)", percent(report["oracle"]), "1.0"])
+    title = (
+        f"{report['data']['name']} {'+'.join(report['data']['datasets'])}, split {report['split']}, n = {report['n']}"
+    )
+    print_table(title, ["", "accuracy", "calls"], rows)
+    interval = f"[{percent(gain['low'], sign=True)}, {percent(gain['high'], sign=True)}]"
+    out.print(f"gain over the best single worker {percent(gain['mean'], sign=True)} {interval}, 95 % paired bootstrap")
+    closed = report["gap_closed"]
+    out.print(
+        f"ceiling: {percent(report['oracle'])}; of the headroom of "
+        f"{percent(report['oracle'] - single['accuracy'], sign=True)}, {percent(closed)} is closed"
+    )
+    out.print(
+        f"cost {usd(report['cost_usd'])} (best single {usd(report['best_single_cost_usd'])}; {report['cost_basis']})"
+    )
+    for name, why in report["baselines_not_measured"].items():
+        err.print(f"{name}: not measured: {why}")
+    if report["unscored"]["count"]:
+        err.print(f"{report['unscored']['count']} questions were not scored: {report['unscored']['why']}")
+    if report["workers_unknown_to_head"]:
+        err.print(f"workers that the head does not know, never asked: {', '.join(report['workers_unknown_to_head'])}")
+
+
+def promote(policy: Path, report: dict[str, Any], *, force: bool) -> int:
+    """The headroom gate: a head is fit to serve when the lower end of its interval is above the best single worker."""
+    head = Head.load(policy)
+    clears = report["gain"]["low"] > 0
+    if not clears and not force:
+        low = percent(report["gain"]["low"], sign=True)
+        err.print(
+            f"not promoted: the interval's lower end, {low}, does not clear the best single worker "
+            f"{report['best_single']['worker']!r}. Serve that worker, train on more outcomes, or insist with --force."
+        )
+        return EXIT_REFUSED
+    gate = {
+        "promoted": True,
+        "forced": not clears,
+        "data": report["data"],
+        "split": report["split"],
+        "n": report["n"],
+        "gain": report["gain"],
+        "best_single": report["best_single"],
+        "oracle": report["oracle"],
+        "commit": report["commit"],
+    }
+    Head(head.features, head.weight, msgspec.structs.replace(head.card, gate=gate)).save(policy)
+    by_force = "" if clears else " by force: its interval does not clear the best single worker"
+    out.print(f"promoted fugu@{head.id}{by_force}")
+    return 0
+
+
+def _best_single(head: Head, train: OutcomeMatrix, target: OutcomeMatrix) -> tuple[int, str]:
+    """Chosen on the data's own training split; without one, the card says who it was in training."""
+    if len(train):
+        return best_single(train), "train split of the data"
+    named = head.card.baselines["best_single"]["worker"]
+    if named not in target.workers:
+        raise ConfigError(f"the data has no training split, and not the head's best single worker {named!r} either")
+    return target.workers.index(named), "the head's card"
+
+
+def _learned(
+    states: dict[str, np.ndarray[Any, np.dtype[np.float32]]], train: OutcomeMatrix, validation: OutcomeMatrix
+) -> LearnedBaselines | None:
+    if not len(train) or not len(validation):
+        return None
+    return LearnedBaselines(train=states["train"], validation=states["validation"], target=states["target"])

@@ -1,0 +1,125 @@
+"""An installation: which pool, which policy, where the record is. `fugu.toml`, and what is opened from it.
+
+    pool = "pool.toml"
+    policy = "policy"
+    record = "runs.sqlite"
+    [server]
+    port = 8377
+
+Paths are relative to the file. This is the composition root of every command that calls workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..config import read_table, read_toml
+from ..errors import ConfigError
+from ..orchestrate.policy import Direct, Policy
+from ..pool import Pool, open_pool, read_pool
+from ..pool.home import home_pool_path
+from ..pool.spec import PoolSpec
+from ..server.config import ServerConfig
+from ..store import RunStore, open_store
+
+__all__ = ["Installation", "Opened", "open_installation", "read_installation"]
+
+DEFAULT_FILE = Path("fugu.toml")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """What `fugu.toml` says."""
+
+    pool: Path | None = None
+    """Pool file; None: the home pool, which needs no key and no network."""
+    policy: Path | None = None
+    """Folder of the head behind `fugu`; None: `fugu` is not offered, only the workers are."""
+    record: Path = Path("runs.sqlite")
+    """Where runs are recorded."""
+    server: ServerConfig = field(default_factory=ServerConfig)
+
+    def read_pool(self) -> PoolSpec:
+        return read_pool(self.pool or home_pool_path())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """An installation, ready to answer."""
+
+    installation: Installation
+    pool: Pool
+    policies: dict[str, Policy]
+    store: RunStore
+
+    def policy_for(self, model: str) -> Policy:
+        """Raises ConfigError: neither a policy nor a worker has this name."""
+        if model in self.policies:
+            return self.policies[model]
+        if model in self.pool.ids:
+            return Direct(model)
+        why = "" if self.policies else " (`fugu` is not offered: no policy is configured)"
+        names = ", ".join([*self.policies, *sorted(self.pool.ids)])
+        raise ConfigError(f"no model {model!r}: expected one of {names}{why}")
+
+
+def read_installation(
+    file: Path | None, *, pool: Path | None = None, policy: Path | None = None, record: Path | None = None
+) -> Installation:
+    """`file`, else ./fugu.toml, else nothing but defaults; then what the command line says.
+
+    Raises:
+        ConfigError: the file is missing or malformed, or there is neither a file nor a pool to go by.
+    """
+    chosen = file or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+    if chosen is None and pool is None:
+        raise ConfigError(
+            "no fugu.toml here and no --pool given: run `fugu init` to write one, or `fugu demo` to see it work without"
+        )
+    if chosen is None:
+        installation = Installation()
+    else:
+        read = read_table(Installation, read_toml(chosen), where=str(chosen))
+        base = chosen.parent
+        installation = replace(
+            read,
+            pool=None if read.pool is None else base / read.pool,
+            policy=None if read.policy is None else base / read.policy,
+            record=base / read.record,
+        )
+    return replace(
+        installation,
+        pool=pool or installation.pool,
+        policy=policy or installation.policy,
+        record=record or installation.record,
+    )
+
+
+@asynccontextmanager
+async def open_installation(installation: Installation) -> AsyncIterator[Opened]:
+    """Everything a request needs, for as long as the context lasts. A configured policy loads, or this raises.
+
+    Raises:
+        ConfigError, ModelError, StoreError: what is configured cannot be had.
+    """
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(open_pool(installation.read_pool()))
+        policies: dict[str, Policy] = {}
+        if installation.policy is not None:
+            policies["fugu"] = _load_selector(installation.policy, pool, stack)
+        store = await stack.enter_async_context(open_store(installation.record))
+        yield Opened(installation=installation, pool=pool, policies=policies, store=store)
+
+
+def _load_selector(folder: Path, pool: Pool, stack: AsyncExitStack) -> Policy:
+    from ..local import MiniLM
+    from ..orchestrate.head import Head
+    from ..orchestrate.selector import Selector
+
+    head = Head.load(folder)
+    encoder = MiniLM()
+    stack.callback(encoder.close)
+    return Selector(head, encoder, {id: spec.model for id, spec in pool.specs.items()})

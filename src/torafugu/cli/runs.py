@@ -1,0 +1,150 @@
+"""`fugu runs`: who was called for what, why, for how much, how long."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from rich.markup import escape
+
+from ..errors import ConfigError
+from ..events import Accepted, Answered, Called, Event, Failed, Planned, Replied, Stopped
+from ..store import RunRow, StoredRun, open_reader
+from ..types import Usage
+from .console import out, print_table, usd
+from .installation import read_installation
+
+__all__ = ["add_parser", "print_run"]
+
+_LONGEST_TEXT = 600
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("runs", help="the record: list runs, show one")
+    parser.add_argument("--config", type=Path, help="installation file (default ./fugu.toml)")
+    parser.add_argument("--record", type=Path, help="record to read, instead of the installation's")
+    parser.set_defaults(run=_list_command, limit=20, status=None, json=False)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    listing = actions.add_parser("list", help="the youngest runs (also without ACTION)")
+    listing.add_argument("--limit", type=int, default=20)
+    listing.add_argument(
+        "--status", choices=["running", "answered", "failed", "client_closed", "interrupted", "budget"]
+    )
+    listing.add_argument("--json", action="store_true", help="one JSON object per line")
+    listing.set_defaults(run=_list_command)
+    show = actions.add_parser("show", help="one run: decision, calls, tokens, cost, time")
+    show.add_argument("id", help="run id, or the beginning of one")
+    show.add_argument("--json", action="store_true", help="row and events as JSON")
+    show.set_defaults(run=_show_command)
+
+
+def _record_of(args: argparse.Namespace) -> Path:
+    path: Path = args.record or (
+        read_installation(args.config).record if args.config or Path("fugu.toml").exists() else Path("runs.sqlite")
+    )
+    if not path.exists():
+        raise ConfigError(f"{path}: no record here: name one with --record")
+    return path
+
+
+def _list_command(args: argparse.Namespace) -> int:
+    async def read() -> list[RunRow]:
+        async with open_reader(_record_of(args)) as reader:
+            return await reader.list_runs(args.limit, status=args.status)
+
+    rows = asyncio.run(read())
+    if args.json:
+        for row in rows:
+            out.out(msgspec.json.encode(row).decode(), highlight=False)
+        return 0
+    columns = ["run", "when", "model", "status", "workers", "calls", "tokens", "cost", "ms"]
+    print_table("", columns, [_cells(row) for row in rows])
+    return 0
+
+
+def _show_command(args: argparse.Namespace) -> int:
+    async def read() -> StoredRun | None:
+        async with open_reader(_record_of(args)) as reader:
+            return await reader.get_run(args.id)
+
+    stored = asyncio.run(read())
+    if stored is None:
+        raise ConfigError(f"no run {args.id!r} in {_record_of(args)}")
+    if args.json:
+        out.out(msgspec.json.encode(stored).decode(), highlight=False)
+    else:
+        print_run(stored)
+    return 0
+
+
+def print_run(stored: StoredRun) -> None:
+    """The run as a timeline."""
+    row = stored.run
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.accepted_at))
+    out.print(f"[bold]{escape(row.id)}[/bold]  {when}  {escape(row.model)} by {escape(row.policy)}  {row.status}")
+    started = stored.events[0][0] if stored.events else row.accepted_at
+    for at, event in stored.events:
+        head, *details = _lines(event)
+        out.print(f"{(at - started) * 1e3:8.0f} ms  {escape(head)}")
+        for line in details:
+            out.print(f"             {escape(line)}", style="dim")
+
+
+def _lines(event: Event) -> Sequence[str]:
+    match event:
+        case Accepted(request=request):
+            asked = [f"{message.role}: {_short(message.text)}" for message in request.messages[-2:]]
+            return [f"accepted  {len(request.messages)} messages", *asked]
+        case Planned(plan=plan, decision_ms=decision_ms):
+            steps = "; ".join(f"step {step.id}: {step.worker} as {step.role}" for step in plan.steps)
+            scores = ", ".join(f"{worker} {score:.3f}" for worker, score in (plan.scores or {}).items())
+            notes = ", ".join(f"{name} {value}" for name, value in plan.notes.items())
+            masked = [f"not allowed: {', '.join(plan.masked)}"] if plan.masked else []
+            return [
+                f"planned   {steps}  ({decision_ms:.1f} ms)",
+                *([f"scores: {scores}"] if scores else []),
+                *masked,
+                notes,
+            ]
+        case Called():
+            return [f"called    {event.worker}  step {event.step}, attempt {event.attempt}, {event.reason}"]
+        case Replied(reply=reply):
+            sent = "" if reply.sent_bytes is None else f", {reply.sent_bytes} bytes sent"
+            spent = f"{_tokens(reply.usage)}, {usd(reply.cost_usd)} ({reply.price_source or 'no price'}){sent}"
+            return [f"replied   {reply.worker}  {reply.finish_reason}, {spent}", _short(reply.text)]
+        case Failed():
+            return [f"failed    {event.worker}  {event.code}: {_short(event.message)}, {usd(event.cost_usd)}"]
+        case Answered():
+            return [f"answered  with step {event.step} by {event.worker}"]
+        case Stopped():
+            spent = f"{event.calls} calls, {_tokens(event.usage)}, {usd(event.cost_usd)}"
+            return [f"stopped   by {event.by}: {spent}", *([str(event.error)] if event.error else [])]
+
+
+def _cells(row: RunRow) -> list[str]:
+    tokens = "-" if row.input_tokens is None else f"{row.input_tokens}+{row.output_tokens}"
+    return [
+        row.id,
+        time.strftime("%m-%d %H:%M:%S", time.localtime(row.accepted_at)),
+        row.model,
+        row.status if row.error_code is None else f"{row.status} ({row.error_code})",
+        " ".join(row.workers),
+        "-" if row.calls is None else str(row.calls),
+        tokens,
+        "-" if row.status == "running" else usd(row.cost_usd),
+        "-" if row.latency_ms is None else f"{row.latency_ms:.0f}",
+    ]
+
+
+def _tokens(usage: Usage) -> str:
+    known = [("in", usage.input_tokens), ("out", usage.output_tokens)]
+    return " + ".join(f"{'unknown' if n is None else n} {name}" for name, n in known) + " tokens"
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _LONGEST_TEXT else f"{flat[:_LONGEST_TEXT]} … ({len(text)} characters)"

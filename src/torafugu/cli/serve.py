@@ -1,0 +1,119 @@
+"""`fugu serve` and `fugu ask`: the installation answers, over HTTP or right here."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import ConfigError, FuguError
+from ..orchestrate import create_run_id, orchestrate
+from ..pool.backend import Delta
+from ..types import Message, Request, Sampling
+from .console import err, usd
+from .installation import Installation, open_installation, read_installation
+
+__all__ = ["add_installation_arguments", "add_parsers", "installation_from"]
+
+
+def add_installation_arguments(parser: argparse.ArgumentParser) -> None:
+    """What says which installation is meant."""
+    parser.add_argument("--config", type=Path, help="installation file (default ./fugu.toml)")
+    parser.add_argument("--pool", type=Path, help="pool file, instead of the installation's")
+    parser.add_argument("--policy", type=Path, help="folder of the head behind `fugu`, instead of the installation's")
+    parser.add_argument("--record", type=Path, help="where runs are recorded (default runs.sqlite)")
+
+
+def installation_from(args: argparse.Namespace) -> Installation:
+    return read_installation(args.config, pool=args.pool, policy=args.policy, record=args.record)
+
+
+def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="the OpenAI-compatible endpoint",
+        description="Serve /v1/chat/completions, /v1/models and /v1/runs. Without API keys only on loopback.",
+    )
+    add_installation_arguments(serve)
+    serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port; 0 takes a free one (default 8377)")
+    serve.set_defaults(run=_serve_command)
+    ask = commands.add_parser("ask", help="one question, answered and recorded, without a server")
+    add_installation_arguments(ask)
+    ask.add_argument("--model", default="fugu", help="`fugu` or a worker's id (default fugu)")
+    ask.add_argument("--max-tokens", type=int, help="longest answer")
+    ask.add_argument("question", nargs="?", help="the question (default: read from stdin)")
+    ask.set_defaults(run=_ask_command)
+
+
+def _serve_command(args: argparse.Namespace) -> int:
+    from ..server import create_app, serve
+    from ..server.serve import run_in_uvloop
+
+    installation = installation_from(args)
+    config = installation.server
+    if args.host is not None:
+        config = replace(config, host=args.host)
+    if args.port is not None:
+        config = replace(config, port=args.port)
+    logging.getLogger("torafugu").setLevel(logging.INFO)
+
+    async def go() -> None:
+        async with open_installation(installation) as opened:
+            app = create_app(policies=opened.policies, pool=opened.pool, store=opened.store, config=config)
+            names = ", ".join([*(policy.id for policy in opened.policies.values()), *sorted(opened.pool.ids)])
+
+            def on_ready(url: str, stop: Callable[[], None]) -> None:
+                del stop
+                print(f"serving {names} at {url}/v1, record in {installation.record}", flush=True)
+                if not opened.policies:
+                    err.print("`fugu` is not offered: no policy is configured (fugu train selector, then --policy DIR)")
+
+            try:
+                await serve(app, config, on_ready=on_ready)
+            except OSError as error:
+                raise ConfigError(str(error.strerror or error)) from None
+
+    run_in_uvloop(go())
+    return 0
+
+
+def _ask_command(args: argparse.Namespace) -> int:
+    import asyncio
+
+    question = args.question if args.question is not None else sys.stdin.read()
+    if not question.strip():
+        raise ConfigError("nothing was asked: give a question, or write one to stdin")
+    installation = installation_from(args)
+    request = Request(
+        model=args.model,
+        messages=(Message(role="user", content=question),),
+        sampling=Sampling(max_output_tokens=args.max_tokens),
+    )
+
+    async def show(delta: Delta) -> None:
+        sys.stdout.write(delta.text)
+        sys.stdout.flush()
+
+    async def go() -> int:
+        async with open_installation(installation) as opened:
+            policy = opened.policy_for(args.model)
+            run_id = create_run_id()
+            try:
+                run = await orchestrate(
+                    request, policy, opened.pool, recorder=opened.store.recorder(run_id), on_delta=show, run_id=run_id
+                )
+            except FuguError as error:
+                err.print(f"fugu: {error.message}\nrun {run_id}", markup=False)
+                return 1
+        sys.stdout.write("\n")
+        who = " -> ".join(run.workers)
+        err.print(
+            f"{run.id}: {who}, {usd(run.cost_usd)}, {run.elapsed_ms:.0f} ms (fugu runs show {run.id})", style="dim"
+        )
+        return 0
+
+    return asyncio.run(go())

@@ -1,0 +1,144 @@
+"""`fugu init` and `fugu doctor`: from keys in the environment to an installation, and what is wrong with one."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import ConfigError, FuguError
+from ..pool.discover import discover, render_pool_toml
+from ..pool.home import home_pool_path
+from ..pool.prices import resolve_price
+from .console import err, out
+from .installation import Installation, open_installation
+from .serve import add_installation_arguments, installation_from
+
+__all__ = ["add_parsers"]
+
+_INSTALLATION = """\
+# A Torafugu installation. Paths are relative to this file.
+pool = "pool.toml"
+# policy = "policy"      # the head behind `fugu`: fugu profile, then fugu train selector --out policy
+record = "runs.sqlite"   # every run: who was called, with what, for how much
+
+[server]
+host = "127.0.0.1"
+port = 8377
+# Beyond loopback, keys are required. The value stands in the environment, never here:
+# [[server.keys]]
+# name = "me"
+# env = "FUGU_API_KEY"
+"""
+
+
+def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    init = commands.add_parser(
+        "init",
+        help="find API keys and local model servers, and write fugu.toml and pool.toml for them",
+        description="Look for provider keys in the environment and for Ollama, vLLM, llama.cpp and LM Studio on this "
+        "machine. Keys are named in the files, never written there.",
+    )
+    init.add_argument("--dir", type=Path, default=Path(), help="where to write (default: here)")
+    init.add_argument("--home", action="store_true", help="take the home pool, which needs no key and no network")
+    init.add_argument("--force", action="store_true", help="overwrite what is there")
+    init.set_defaults(run=_init_command)
+    doctor = commands.add_parser("doctor", help="check an installation: files, keys, prices, policy, record")
+    add_installation_arguments(doctor)
+    doctor.set_defaults(run=_doctor_command)
+
+
+def _init_command(args: argparse.Namespace) -> int:
+    targets = {"pool.toml": _home_pool() if args.home else _found_pool(), "fugu.toml": _INSTALLATION}
+    taken = [name for name in targets if (args.dir / name).exists()]
+    if taken and not args.force:
+        raise ConfigError(f"{args.dir / taken[0]} exists: --force overwrites it")
+    args.dir.mkdir(parents=True, exist_ok=True)
+    for name, text in targets.items():
+        (args.dir / name).write_text(text)
+        out.print(f"wrote {args.dir / name}")
+    out.print("next: fugu doctor; fugu serve; fugu profile --pool pool.toml --out profile; fugu train selector ...")
+    return 0
+
+
+def _home_pool() -> str:
+    return home_pool_path().read_text()
+
+
+def _found_pool() -> str:
+    import aiohttp
+
+    async def look() -> str:
+        async with aiohttp.ClientSession(trust_env=False) as session:
+            found = await discover(os.environ, session=session)
+        for note in found.notes:
+            err.print(note, markup=False)
+        if not found.workers:
+            raise ConfigError(
+                "no provider key in the environment and no local model server found: set for example OPENAI_API_KEY, "
+                "start Ollama, or take the home pool with `fugu init --home`"
+            )
+        return render_pool_toml(found)
+
+    return asyncio.run(look())
+
+
+def _doctor_command(args: argparse.Namespace) -> int:
+    failed = False
+    for is_good, line in _diagnose(installation_from(args)):
+        out.print(f"{'ok  ' if is_good else 'FAIL'}  {line}", markup=False)
+        failed |= not is_good
+    return 1 if failed else 0
+
+
+def _diagnose(installation: Installation) -> Iterator[tuple[bool, str]]:
+    yield sys.version_info >= (3, 11), f"Python {sys.version.split()[0]}"
+    where = installation.pool or "the home pool"
+    try:
+        spec = installation.read_pool()
+    except FuguError as error:
+        yield False, error.message
+        return
+    yield True, f"pool {where}: {', '.join(worker.id for worker in spec.worker)}"
+    for worker in spec.worker:
+        if worker.key_env and not os.environ.get(worker.key_env, "").strip():
+            yield False, f"worker {worker.id!r}: {worker.key_env} is not set"
+        price = resolve_price(worker)
+        yield True, f"worker {worker.id!r}: price {'unknown: its costs will be too' if price is None else price.source}"
+    if installation.policy is None:
+        yield True, "no policy: `fugu` is not offered, only the workers are"
+    else:
+        yield from _diagnose_policy(installation.policy)
+    for key in installation.server.keys:
+        if key.env and not os.environ.get(key.env, "").strip():
+            yield False, f"key {key.name!r}: {key.env} is not set"
+    try:
+        asyncio.run(_open(installation))
+    except FuguError as error:
+        yield False, error.message
+        return
+    yield True, f"everything opens; record {installation.record}"
+
+
+def _diagnose_policy(folder: Path) -> Iterator[tuple[bool, str]]:
+    from ..orchestrate.head import Head
+
+    try:
+        head = Head.load(folder)
+    except FuguError as error:
+        yield False, error.message
+        return
+    gate = head.card.gate
+    if not gate.get("promoted"):
+        yield True, f"policy fugu@{head.id}: not promoted; measure it: fugu eval --policy {folder} --data DIR --promote"
+    else:
+        low = f"{gate['gain']['low'] * 100:+.1f} %"
+        yield True, f"policy fugu@{head.id}: promoted{' BY FORCE' if gate['forced'] else ''}, lower bound {low}"
+
+
+async def _open(installation: Installation) -> None:
+    async with open_installation(installation):
+        return

@@ -1,0 +1,177 @@
+"""`fugu profile` and `fugu train`: outcomes of workers on tasks, and the head that is learnt from them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+from ..grade.by_task import TaskGrader
+from ..grade.task import Task
+from ..pool import open_pool
+from ..pool.prices import resolve_price
+from ..pool.recorded import create_recorded_pool, read_recorded
+from ..pool.spec import PoolSpec
+from ..types import Usage
+from .console import Stages, err, out, percent, print_table, usd
+from .installation import Installation
+
+__all__ = ["add_parsers", "run_profile", "train_selector_command"]
+
+
+def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    profile = commands.add_parser(
+        "profile",
+        help="let every worker of a pool answer tasks, and keep the outcomes",
+        description="Run every worker on tasks and write a folder of outcomes for `fugu train` and `fugu eval`. "
+        "Interrupted, it goes on where it stopped when run again.",
+    )
+    profile.add_argument("--pool", type=Path, help="pool file (default: the home pool, no keys needed)")
+    profile.add_argument("--tasks", default="home", help="`home` (generated), or a JSON-lines file of your own tasks")
+    profile.add_argument("--n", type=int, default=600, help="how many home tasks (default 600)")
+    profile.add_argument("--repeats", type=int, default=1, help="answers per worker and task (default 1)")
+    profile.add_argument("--seed", type=int, default=0, help="of the home tasks (default 0)")
+    profile.add_argument("--out", type=Path, required=True, help="folder to write")
+    profile.add_argument("--max-usd", type=Decimal, help="stop before the next call once this is spent")
+    profile.add_argument("--yes", action="store_true", help="do not ask before spending money")
+    profile.set_defaults(run=_profile_command)
+    train = commands.add_parser("train", help="train a coordinator")
+    kinds = train.add_subparsers(dest="kind", required=True, metavar="KIND")
+    selector = kinds.add_parser(
+        "selector",
+        help="the policy behind `fugu`: one worker per request",
+        description="Learn from recorded outcomes which worker to ask. Uses the splits `train` and `validation`; "
+        "every other split stays unseen.",
+    )
+    selector.add_argument("--data", type=Path, required=True, help="folder of the recorded format")
+    selector.add_argument("--dataset", action="append", default=[], help="use only this dataset of it (repeatable)")
+    selector.add_argument("--out", type=Path, required=True, help="folder for the head, its card and its metrics")
+    selector.add_argument("--seed", type=int, default=0)
+    selector.add_argument("--no-evolution", action="store_true", help="leave the second stage (sep-CMA-ES) out")
+    selector.add_argument("--cache", type=Path, help="folder for hidden states (default ~/.cache/torafugu/states)")
+    selector.set_defaults(run=_train_command)
+
+
+def _profile_command(args: argparse.Namespace) -> int:
+    spec = Installation(pool=args.pool).read_pool()
+    tasks = load_tasks(args.tasks, n=args.n, seed=args.seed)
+    return run_profile(
+        spec,
+        tasks,
+        args.out,
+        repeats=args.repeats,
+        max_usd=args.max_usd,
+        is_confirmed=args.yes or not sys.stdin.isatty(),
+    )
+
+
+def load_tasks(source: str, *, n: int, seed: int) -> list[Task]:
+    """Raises ConfigError: no such source, or its tasks are malformed."""
+    if source == "home":
+        from ..envs.home import home_tasks
+
+        return home_tasks(n=n, seed=seed)
+    from ..envs.jsonl import read_tasks
+
+    return read_tasks(Path(source))
+
+
+def run_profile(
+    spec: PoolSpec, tasks: list[Task], folder: Path, *, repeats: int, max_usd: Decimal | None, is_confirmed: bool
+) -> int:
+    from ..train.profile import Tally, estimate_cost_usd, open_profile, plan_jobs, profile
+
+    done = open_profile(folder, tasks, spec)
+    jobs = plan_jobs(tasks, [worker.id for worker in spec.worker], repeats, done)
+    if done:
+        err.print(f"{len(done)} answers are there already")
+    if not jobs:
+        err.print(f"{folder}: nothing left to ask")
+        return 0
+    estimate = estimate_cost_usd(jobs, _rates(spec))
+    err.print(f"{len(jobs)} calls, estimated cost {usd(estimate)} (assuming 600 tokens per answer)")
+    if not is_confirmed and estimate != 0 and input("Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+        return 1
+
+    async def go() -> Tally:
+        with Stages() as stages:
+            stages.stage("profile", len(jobs))
+
+            def show(tally: Tally) -> None:
+                stages.describe(f"profile {usd(tally.cost_usd)}")
+                stages.advance(1)
+
+            async with open_pool(spec) as pool:
+                return await profile(jobs, pool, TaskGrader(), folder, max_usd=max_usd, progress=show)
+
+    tally = asyncio.run(go())
+    rows = [
+        [worker, percent(sum(scores) / len(scores)), str(len(scores))]
+        for worker, scores in sorted(tally.correct.items())
+    ]
+    print_table("", ["worker", "accuracy", "answers"], rows)
+    unknown = f", and {tally.unknown_cost} calls of unknown cost" if tally.unknown_cost else ""
+    err.print(f"cost {usd(tally.cost_usd)}{unknown}")
+    for failure, count in tally.failures.most_common():
+        err.print(f"not scored: {failure} ({count} times); run the same command again to ask again")
+    if tally.stopped_by:
+        err.print(f"stopped by --max-usd {max_usd}: run the same command with a higher limit to go on")
+    return 1 if tally.failures or tally.stopped_by else 0
+
+
+def _train_command(args: argparse.Namespace) -> int:
+    return train_selector_command(
+        args.data,
+        args.out,
+        datasets=args.dataset,
+        seed=args.seed,
+        has_evolution=not args.no_evolution,
+        cache=args.cache,
+    )
+
+
+def train_selector_command(
+    data: Path, folder: Path, *, datasets: list[str], seed: int, has_evolution: bool, cache: Path | None
+) -> int:
+    from ..eval.states import default_cache
+    from ..local import MiniLM
+    from ..train.selector import SelectorConfig, train_selector
+    from ..train.trainers import SepCMATrainer
+
+    recorded = read_recorded(data, datasets=datasets)
+    encoder = MiniLM()
+    try:
+        with Stages() as stages:
+            trained = train_selector(
+                recorded,
+                encoder,
+                create_recorded_pool(recorded),
+                folder,
+                config=SelectorConfig(seed=seed, evolution=SepCMATrainer() if has_evolution else None),
+                cache=cache or default_cache(),
+                report=stages,
+            )
+    finally:
+        encoder.close()
+    card = trained.head.card
+    out.print(f"{folder}: head fugu@{trained.head.id}, {card.training['candidate']}, {card.training['seconds']} s")
+    if trained.winner.candidate.trainer is None:
+        out.print(
+            "No candidate beat the best single worker by more than its standard error: the head always asks "
+            f"{card.baselines['best_single']['worker']!r}."
+        )
+    return 0
+
+
+def _rates(spec: PoolSpec) -> dict[str, tuple[Decimal, Decimal] | None]:
+    """USD per million input and output tokens, by worker."""
+    rates: dict[str, tuple[Decimal, Decimal] | None] = {}
+    for worker in spec.worker:
+        price = resolve_price(worker)
+        of_input = price and price.cost_usd(Usage(input_tokens=1_000_000, output_tokens=0))
+        of_output = price and price.cost_usd(Usage(input_tokens=0, output_tokens=1_000_000))
+        known = of_input is not None and of_output is not None
+        rates[worker.id] = (of_input, of_output) if known else None  # type: ignore[assignment]  # both are known
+    return rates

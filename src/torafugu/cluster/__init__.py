@@ -1,0 +1,1 @@
+"""Mapping jobs to outcomes over processes and machines. Nothing here yet: training runs in one process."""

@@ -1,0 +1,203 @@
+"""`fugu eval`: a policy on a held-out split of a recorded set, beside everything it has to beat.
+
+Our policy is run, question by question, through the loop that serves it, against workers that replay their recorded
+answers. The baselines are read off the same answers. What a baseline learns, it learns from the training split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..envs.recorded import question_to_task
+from ..episode import Episode, run_episode
+from ..errors import ConfigError
+from ..grade.recorded import RecordedGrader
+from ..orchestrate.loop import Caller
+from ..orchestrate.policy import Policy
+from ..types import Json
+from .baselines import (
+    choose_per_category,
+    oracle_score,
+    random_score,
+    rank_workers,
+    score_of_choice,
+    single_score,
+    vote_score,
+)
+from .matrix import OutcomeMatrix
+from .neighbours import KNearest, SupportVectors
+from .stats import gap_closed, paired_bootstrap, routing_entropy_bits
+
+__all__ = ["LearnedBaselines", "Measured", "measure_baselines", "run_policy", "summarise"]
+
+Floats = npt.NDArray[np.float64]
+Hidden = npt.NDArray[np.float32]
+Progress = Callable[[int], None]
+"""Told how many more units are done."""
+
+BOOTSTRAP_SAMPLES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+    """Scores per question of one way to answer."""
+
+    name: str
+    scores: Floats | None  # (n,); None when it was not measured
+    why_not: str | None = None
+    calls: float | None = None
+    """Mean calls per question."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LearnedBaselines:
+    """Hidden states for the baselines that learn from them."""
+
+    train: Hidden  # (n_train, d)
+    validation: Hidden
+    target: Hidden
+
+
+async def run_policy(
+    target: OutcomeMatrix, policy: Policy, pool: Caller, *, known: frozenset[str], progress: Progress | None = None
+) -> list[Episode]:
+    """An episode per question. Only workers that were asked the question, and that the policy knows, may be called."""
+    grader = RecordedGrader(target.recorded)
+    episodes = []
+    for i, question in enumerate(target.questions):
+        asked = frozenset(w for j, w in enumerate(target.workers) if np.isfinite(target.first[i, j]))
+        episodes.append(await run_episode(question_to_task(question), policy, pool, grader, allowed=asked & known))
+        if progress:
+            progress(1)
+    return episodes
+
+
+def measure_baselines(
+    train: OutcomeMatrix, validation: OutcomeMatrix, target: OutcomeMatrix, learned: LearnedBaselines | None
+) -> list[Measured]:
+    """Random, per-category best, votes, neighbours, support vectors. `learned` None: the last two are not measured."""
+    found = [
+        Measured(name="random", scores=random_score(target), calls=1),
+        Measured(name="best_per_category", scores=_fill(target, choose_per_category(train, target), train), calls=1),
+    ]
+    ranking = rank_workers(train)
+    for size in (3, 5):
+        if len(ranking) < size:
+            found.append(Measured(name=f"vote_{size}", scores=None, why_not=f"the pool has {len(ranking)} workers"))
+        else:
+            found.append(
+                Measured(name=f"vote_{size}", scores=vote_score(target, [int(j) for j in ranking[:size]]), calls=size)
+            )
+    for name, chooser in (
+        ("knn", KNearest()),
+        ("svm_linear", SupportVectors("linear")),
+        ("svm_rbf", SupportVectors("rbf")),
+    ):
+        if learned is None:
+            found.append(Measured(name=name, scores=None, why_not="no training questions to learn from"))
+            continue
+        try:
+            chooser.fit(learned.train, train.mean, learned.validation, validation.mean)
+        except ConfigError as error:
+            found.append(Measured(name=name, scores=None, why_not=error.message))
+            continue
+        found.append(Measured(name=name, scores=_fill(target, chooser.choose(learned.target), train), calls=1))
+    return found
+
+
+def summarise(
+    target: OutcomeMatrix, episodes: Sequence[Episode], single: int, baselines: Sequence[Measured], *, seed: int
+) -> dict[str, Json]:
+    """The numbers of the JSON artefact. Questions whose episode was not scored are left out, and counted."""
+    scored = np.array([e.score is not None for e in episodes])
+    if not scored.any():
+        raise ConfigError(
+            f"not one of {len(episodes)} episodes could be scored: {episodes[0].fault} {episodes[0].code}"
+        )
+    rows = [i for i, is_scored in enumerate(scored) if is_scored]
+    kept = target.rows(rows)
+    ours = np.array([episodes[i].score for i in rows], dtype=np.float64)
+    theirs = single_score(kept, single)
+    oracle = oracle_score(kept)
+    gain = paired_bootstrap(ours, theirs, samples=BOOTSTRAP_SAMPLES, seed=seed)
+    by_family = paired_bootstrap(ours, theirs, groups=kept.families, samples=BOOTSTRAP_SAMPLES, seed=seed)
+    chosen = [episodes[i].answered_by or "" for i in rows]
+    shares = {w: chosen.count(w) / len(chosen) for w in kept.workers if w in chosen}
+    return {
+        "n": len(rows),
+        "unscored": {"count": int((~scored).sum()), "why": _count(e for e in episodes if e.score is None)},
+        "accuracy": float(ours.mean()),
+        "best_single": {"worker": kept.workers[single], "accuracy": float(theirs.mean())},
+        "gain": {"mean": gain.mean, "low": gain.low, "high": gain.high, "level": 0.95, "method": "paired bootstrap"},
+        "gain_by_family": {"low": by_family.low, "high": by_family.high, "families": len(np.unique(kept.families))},
+        "oracle": float(oracle.mean()),
+        "gap_closed": gap_closed(float(ours.mean()), float(theirs.mean()), float(oracle.mean())),
+        "calls_mean": float(np.mean([episodes[i].calls for i in rows])),
+        **_costs(kept, chosen, single),
+        "baselines": {m.name: None if m.scores is None else float(m.scores[rows].mean()) for m in baselines},
+        "baseline_calls": {m.name: m.calls for m in baselines},
+        "baselines_not_measured": {m.name: m.why_not for m in baselines if m.scores is None},
+        "workers": {w: _mean(kept.first[:, j]) for j, w in enumerate(kept.workers)},
+        "shares": dict(sorted(shares.items(), key=lambda item: -item[1])),
+        "routing_entropy_bits": routing_entropy_bits([chosen.count(w) for w in kept.workers]),
+        "by_category": _by_category(kept, ours, theirs, oracle),
+    }
+
+
+def _fill(target: OutcomeMatrix, columns: npt.NDArray[np.int64], train: OutcomeMatrix) -> Floats:
+    """The score of a choice; where the chosen worker was never asked, the best one in training that was stands in."""
+    scores = score_of_choice(target, columns)
+    for column in rank_workers(train):
+        scores = np.where(np.isfinite(scores), scores, target.first[:, column])
+    return scores
+
+
+def _costs(kept: OutcomeMatrix, chosen: Sequence[str], single: int) -> dict[str, Json]:
+    column_of = {worker: j for j, worker in enumerate(kept.workers)}
+    ours = np.array([kept.cost_usd[i, column_of[w]] for i, w in enumerate(chosen)])
+    theirs = kept.cost_usd[:, single]
+    latency = np.array([kept.latency_s[i, column_of[w]] for i, w in enumerate(chosen)])
+    return {
+        "cost_usd": _total(ours),
+        "cost_known_share": float(np.isfinite(ours).mean()),
+        "cost_basis": "input tokens estimated as characters / 4" if kept.is_cost_estimated else "recorded tokens",
+        "best_single_cost_usd": _total(theirs),
+        "latency_s_mean": _mean_or_none(latency),
+        "best_single_latency_s_mean": _mean_or_none(kept.latency_s[:, single]),
+    }
+
+
+def _by_category(kept: OutcomeMatrix, ours: Floats, theirs: Floats, oracle: Floats) -> dict[str, Json]:
+    table = {}
+    for category in np.unique(kept.categories):
+        at = kept.categories == category
+        table[str(category)] = {
+            "n": int(at.sum()),
+            "accuracy": float(ours[at].mean()),
+            "best_single": float(theirs[at].mean()),
+            "oracle": float(oracle[at].mean()),
+        }
+    return table
+
+
+def _count(episodes: Iterable[Episode]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for episode in episodes:
+        counts[f"{episode.fault}:{episode.code}"] = counts.get(f"{episode.fault}:{episode.code}", 0) + 1
+    return counts
+
+
+def _total(values: Floats) -> float | None:
+    return float(values.sum()) if np.isfinite(values).all() else None
+
+
+def _mean(values: Floats) -> float | None:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else None
+
+
+def _mean_or_none(values: Floats) -> float | None:
+    return float(values.mean()) if len(values) and np.isfinite(values).all() else None

@@ -1,0 +1,219 @@
+"""The home pool: workers in this process that need no key and no network, with really different skills.
+
+Each reads the text of the last user message and nothing else; `skills/` holds what they can do. `exact-math`,
+`text-ops` and `facts` are right wherever they understand the question. `generalist` and `hasty` are simulated: they
+know the same skills, but are wrong on purpose on a fixed part of the questions, so that a pool has something to be
+learned about (see `_answer_generally` and `_answer_hastily`). Nobody raises on any text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from ..errors import ConfigError
+from ..types import FinishReason, Sampling, Usage
+from .backend import Backend, Completion, Delta, OnDelta, Query
+from .skills import AREAS, Skill, Worked
+from .skills.mixed import add_in_words
+from .spec import WorkerSpec
+
+__all__ = ["Home", "home_pool_path", "make_home"]
+
+MAX_QUESTION_CHARS = 20_000
+CHARS_PER_TOKEN = 4
+"""Nobody counts tokens here: usage is characters divided by four, which is what English text costs elsewhere."""
+_WORDS_PER_DELTA = 4
+_UNKNOWN = "I do not know how to do this."
+
+Answerer: TypeAlias = Callable[[str], str]
+
+
+def home_pool_path() -> Path:
+    """The pool file that ships: all home workers with prices."""
+    return Path(__file__).with_name("home.toml")
+
+
+def make_home(spec: WorkerSpec) -> Backend:
+    """The home worker that `spec.model` names.
+
+    Raises:
+        ConfigError: there is no such worker, or SymPy is not installed.
+    """
+    if spec.model not in _ANSWERERS:
+        raise ConfigError(
+            f"worker {spec.id!r}: model {spec.model!r} is not one of {', '.join(repr(m) for m in sorted(_ANSWERERS))}"
+        )
+    if importlib.util.find_spec("sympy") is None:
+        raise ConfigError(f"worker {spec.id!r}: the home workers need SymPy: pip install 'torafugu[home]'")
+    return Home(spec.model, _ANSWERERS[spec.model])
+
+
+class Home:
+    """A worker of the home pool: a `Backend` around a pure function from question to answer."""
+
+    def __init__(self, model: str, answer: Answerer) -> None:
+        self._model = model
+        self._answer = answer
+
+    async def complete(self, query: Query, on_delta: OnDelta | None) -> Completion:
+        started = time.perf_counter()
+        question = next((m.text for m in reversed(query.messages) if m.role == "user"), "")
+        text = self._answer(question) if len(question) <= MAX_QUESTION_CHARS else "This is too long for me."
+        text, finish_reason = _cut(text, query.sampling)
+        first_token_ms = None
+        if on_delta is not None:
+            first_token_ms = (time.perf_counter() - started) * 1000
+            for piece in re.findall(rf"(?:\S+\s*){{1,{_WORDS_PER_DELTA}}}", text):
+                await on_delta(Delta(text=piece))
+        return Completion(
+            text=text,
+            finish_reason=finish_reason,
+            usage=Usage(
+                input_tokens=sum(_count_tokens(message.text) for message in query.messages),
+                output_tokens=_count_tokens(text),
+            ),
+            provider_model=self._model,
+            first_token_ms=first_token_ms,
+            sent_bytes=0,
+        )
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def _count_tokens(text: str) -> int:
+    return len(text) // CHARS_PER_TOKEN
+
+
+def _cut(text: str, sampling: Sampling) -> tuple[str, FinishReason]:
+    """The text up to the first stop sequence, and no longer than the caller allows."""
+    ends = [at for stop in sampling.stop if stop and (at := text.find(stop)) >= 0]
+    text = text[: min(ends)].rstrip() if ends else text
+    limit = sampling.max_output_tokens
+    if limit is not None and len(text) > limit * CHARS_PER_TOKEN:
+        return text[: limit * CHARS_PER_TOKEN].rstrip(), "length"
+    return text, "stop"
+
+
+def _find_skill(question: str, skills: Mapping[str, Skill]) -> tuple[str, Worked] | None:
+    """The first skill that understands the question, and its result."""
+    for name, skill in skills.items():
+        if worked := skill(question):
+            return name, worked
+    return None
+
+
+def _write(worked: Worked) -> str:
+    return f"{worked.how}\n<answer>{worked.answer}</answer>"
+
+
+def _make_specialist(skills: Mapping[str, Skill]) -> Answerer:
+    """Right where it understands the question; says so where it does not."""
+
+    def answer(question: str) -> str:
+        found = _find_skill(question, skills)
+        return _write(found[1]) if found else _UNKNOWN
+
+    return answer
+
+
+_RELIABILITY = {"mixed": 0.9, "arithmetic": 0.58, "text": 0.6, "facts": 0.62, "reasoning": 0.7}
+"""Share of the questions of each area that the simulated generalist answers right. Chosen by us, so that it is the best
+single worker of the home pool and yet far from what choosing among all of them reaches."""
+_GREETING = re.compile(
+    r"\s*(?:hello|hi|hey|good (?:morning|day|evening)|thanks|thank you|who are you|what can you do|help)\b",
+    re.IGNORECASE,
+)
+_ABOUT_ME = (
+    "Hello! I am the generalist of Torafugu's home pool: a small program, not a language model. I can do some "
+    "arithmetic, work with letters and words, and look up the calendar, legs of animals and family ties; "
+    "I am often wrong."
+)
+
+
+def _answer_generally(question: str) -> str:
+    """A simulated generalist: it has every skill, but errs on a fixed share of the questions of each area.
+
+    Whether it errs is decided by a hash of the question, so that the same question always gets the same answer.
+    """
+    for area, skills in AREAS.items():
+        if found := _find_skill(question, skills):
+            if _draw(question, "generalist") < _RELIABILITY[area]:
+                return _write(found[1])
+            return f"If I remember this well, it is as follows.\n<answer>{_misremember(found[1].answer)}</answer>"
+    return _ABOUT_ME if len(question) <= 200 and _GREETING.match(question) else _UNKNOWN
+
+
+_HASTY_LIMITS = {
+    "calculate": 3,
+    "find_common": 1,
+    "solve_equation": 1,
+    "spell_backward": 6,
+    "sort_words": 28,
+    "reverse_words": 28,
+    "count_legs": 2,
+    "convert_units": 3,
+    "sum_letter_values": 2,
+}
+"""Characters of the longest answer that the hasty worker still works out with care, by skill."""
+_HASTY_SKILLS = {name: skill for skills in AREAS.values() for name, skill in skills.items() if name in _HASTY_LIMITS}
+
+
+def _answer_hastily(question: str) -> str:
+    """A simulated cheap worker: right on cases whose answer is short, careless beyond."""
+    found = _find_skill(question, _HASTY_SKILLS)
+    if found is None:
+        return _UNKNOWN
+    name, worked = found
+    is_easy = len(worked.answer) <= _HASTY_LIMITS[name]
+    return f"Quickly done.\n<answer>{worked.answer if is_easy else _misremember(worked.answer)}</answer>"
+
+
+def _draw(question: str, salt: str) -> float:
+    """A number in 0..1 that hangs on nothing but the question's words."""
+    digest = hashlib.sha256(f"{salt}\n{' '.join(question.split())}".encode(errors="replace")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+_CONFUSED = (
+    ("Yes", "No"),
+    ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
+    ("mother", "grandmother", "sister", "daughter", "wife", "aunt"),
+    ("father", "grandfather", "brother", "son", "husband", "uncle"),
+)
+
+
+def _misremember(answer: str) -> str:
+    """Something near a right answer that is not it."""
+    for words in _CONFUSED:
+        if answer in words:
+            return words[(words.index(answer) + 1) % len(words)]
+    if digits := [at for at, c in enumerate(answer) if c in "0123456789"]:
+        at = digits[len(digits) // 2]
+        return f"{answer[:at]}{(int(answer[at]) + 1) % 10}{answer[at + 1 :]}"
+    for at in range(len(answer) - 1):
+        if answer[at] != answer[at + 1] and answer[at : at + 2].isalpha():
+            return f"{answer[:at]}{answer[at + 1]}{answer[at]}{answer[at + 2 :]}"
+    return answer + "a"
+
+
+_ANSWERERS: Mapping[str, Answerer] = {
+    "exact-math": _make_specialist(AREAS["arithmetic"]),
+    "text-ops": _make_specialist({**AREAS["text"], "find_who": AREAS["reasoning"]["find_who"]}),
+    "facts": _make_specialist(
+        {
+            **AREAS["facts"],
+            **AREAS["reasoning"],
+            "compare_numbers": AREAS["arithmetic"]["compare_numbers"],
+            "add_in_words": add_in_words,
+        }
+    ),
+    "generalist": _answer_generally,
+    "hasty": _answer_hastily,
+}

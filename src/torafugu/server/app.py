@@ -1,0 +1,158 @@
+"""The server's composition: which routes there are, and that every one of them asks for a key unless listed as open.
+
+Who asks is established per route, on the route that was matched, never by looking at a path again: what is routed is
+what is guarded. Errors of every endpoint become responses here, in OpenAI's shape.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol, TypeAlias
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from ..errors import ConfigError, FuguError
+from ..orchestrate import Budget, Caller, Policy
+from ..pool.spec import WorkerSpec
+from .auth import ANYONE, Client, Keyring
+from .completions import Completions, log_fault
+from .config import ServerConfig
+from .connection import Admission, ClientLeft, send_error, send_json
+from .errors import HttpError, create_error, error_to_http
+from .models import Models
+from .runs import Runs, RunStore
+
+__all__ = ["OPEN_PATHS", "Workers", "create_app"]
+
+logger = logging.getLogger(__name__)
+
+Endpoint: TypeAlias = Callable[[Scope, Receive, Send, Client], Awaitable[None]]
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+"""Routes that answer without a key. They tell nothing but whether this server lives."""
+
+_JSON = [(b"content-type", b"application/json")]
+
+
+class Workers(Caller, Protocol):
+    """What the server needs of a pool: to call workers, and to name them."""
+
+    @property
+    def specs(self) -> Mapping[str, WorkerSpec]:
+        """The workers as declared, by id, in the order of the file."""
+        ...
+
+
+def create_app(
+    *,
+    policies: Mapping[str, Policy],
+    pool: Workers,
+    store: RunStore,
+    config: ServerConfig,
+    budget: Budget = Budget(),  # noqa: B008  # frozen
+) -> Starlette:
+    """The server over an open pool and an open store, which stay the caller's to close.
+
+    `policies` are named as clients ask for them; `budget` is what each run may spend.
+
+    Raises:
+        ConfigError: a key cannot be read or names an unknown worker; a policy and a worker share a name.
+    """
+    _check_keys(config, pool)
+    keyring = Keyring(config)
+    models = Models(policies, pool.specs)
+    admission = Admission(config.max_in_flight)
+    runs = Runs(store)
+
+    async def list_models(scope: Scope, receive: Receive, send: Send, client: Client) -> None:
+        await send_json(send, msgspec.json.encode(models.list_models(client)), headers=_JSON)
+
+    async def describe_model(scope: Scope, receive: Receive, send: Send, client: Client) -> None:
+        body = msgspec.json.encode(models.describe_model(scope["path_params"]["id"], client))
+        await send_json(send, body, headers=_JSON)
+
+    async def tell_alive(scope: Scope, receive: Receive, send: Send, client: Client) -> None:
+        await send_json(send, b'{"status":"ok"}', headers=_JSON)
+
+    async def tell_ready(scope: Scope, receive: Receive, send: Send, client: Client) -> None:
+        reason = "draining" if admission.is_draining else None if store.healthy else "the store takes no records"
+        if reason is None:
+            await send_json(send, b'{"status":"ok"}', headers=_JSON)
+        else:
+            await send_error(send, create_error(503, "not_ready", f"not ready: {reason}", retry_after_s=5.0), [])
+
+    completions = Completions(
+        models=models, pool=pool, recorder=store.recorder, admission=admission, budget=budget, config=config
+    )
+    endpoints: list[tuple[str, str, Endpoint]] = [
+        ("POST", "/v1/chat/completions", completions),
+        ("GET", "/v1/models", list_models),
+        ("GET", "/v1/models/{id:path}", describe_model),
+        ("GET", "/v1/runs", runs.list_runs),
+        ("GET", "/v1/runs/{id}", runs.get_run),
+        ("GET", "/healthz", tell_alive),
+        ("GET", "/readyz", tell_ready),
+    ]
+    app = Starlette(
+        routes=[
+            Route(path, _Guarded(endpoint, None if path in OPEN_PATHS else keyring), methods=[method])
+            for method, path, endpoint in endpoints
+        ],
+        exception_handlers={HTTPException: _answer_unrouted},
+    )
+    app.router.redirect_slashes = False  # a redirect would be built from the client's own Host header
+    app.state.admission = admission
+    return app
+
+
+class _Guarded:
+    """An endpoint behind the key check, its errors turned into responses. A class, so that it is routed as ASGI."""
+
+    def __init__(self, endpoint: Endpoint, keyring: Keyring | None) -> None:
+        self._endpoint = endpoint
+        self._keyring = keyring
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            client = ANYONE if self._keyring is None else self._keyring.identify(scope["headers"])
+            await self._endpoint(scope, receive, send, client)
+        except ClientLeft:
+            return
+        except FuguError as error:
+            if error.fault == "us":
+                logger.warning("refused: %s: %s", error.code, error.message)
+            await send_error(send, error_to_http(error), _www_authenticate(error))
+        except Exception as error:  # noqa: BLE001  # the boundary: the client gets an answer, the log a trace
+            log_fault(error)
+            await send_error(send, error_to_http(FuguError("")), [])
+
+
+def _www_authenticate(error: FuguError) -> list[tuple[bytes, bytes]]:
+    return [(b"www-authenticate", b"Bearer")] if error.code == "invalid_api_key" else []
+
+
+async def _answer_unrouted(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 405:
+        problem = create_error(405, "method_not_allowed", f"{request.method} is not possible on {path}")
+    else:
+        problem = create_error(error.status_code, "not_found", f"there is nothing at {path}: the API is under /v1")
+    return _to_response(problem, dict(error.headers or {}))
+
+
+def _to_response(problem: HttpError, headers: dict[str, str]) -> Response:
+    return Response(problem.body, problem.status, headers, media_type="application/json")
+
+
+def _check_keys(config: ServerConfig, pool: Workers) -> None:
+    for key in config.keys:
+        if unknown := set(key.workers or ()) - pool.ids:
+            raise ConfigError(f"key {key.name!r} allows {sorted(unknown)}: the pool has {', '.join(sorted(pool.ids))}")

@@ -1,0 +1,285 @@
+"""Trains the head that `orchestrate/selector.py` serves: recorded outcomes in, a folder with weights and card out.
+
+    encode -> judge candidates by cross-fitted reward -> fit the winner -> evolve it on episodes -> keep what held out
+
+What is kept is refitted on train and validation together. The test split and every other split are never looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ConfigError
+from ..eval.baselines import single_score
+from ..eval.matrix import OutcomeMatrix, best_single, build_matrix
+from ..eval.provenance import describe_data, find_commit
+from ..eval.states import BulkEncoder, encode_questions
+from ..orchestrate.head import Card, FeatureMap, Head, WorkerIdentity
+from ..orchestrate.loop import Caller
+from ..pool.recorded import RecordedSet
+from ..types import Json
+from .features import FeatureConfig, fit_features
+from .fitness import EpisodeReward
+from .selection import SINGLE, Candidate, Judged, choose_columns, count_fits, judge
+from .trainers import Floats, Gradient, Problem, Ridge, SepCMATrainer, Soft
+
+__all__ = ["CANDIDATES", "Reporter", "SelectorConfig", "Trained", "train_selector"]
+
+_FEATURES = (
+    FeatureConfig(kind="pca", components=16),
+    FeatureConfig(kind="landmarks", components=64, landmarks=128, sharpness=0.25),
+    FeatureConfig(kind="landmarks", components=64, landmarks=256, sharpness=0.5),
+    FeatureConfig(kind="landmarks", components=64, landmarks=256, sharpness=1.0),
+)
+_TRAINERS = (Soft(), Ridge(l2=1e-3), Ridge(l2=1e-2), Gradient())
+CANDIDATES: tuple[Candidate, ...] = (
+    SINGLE,
+    *(Candidate(features=features, trainer=trainer) for features in _FEATURES for trainer in _TRAINERS),
+)
+_CARVED_SHARE = 5
+"""Without a validation split, every fifth training question stands in."""
+
+
+class Reporter(Protocol):
+    """Where a training run shows how far it is."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A new stage of `total` units begins."""
+        ...
+
+    def advance(self, units: int) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectorConfig:
+    """What `fugu train selector` does."""
+
+    seed: int = 0
+    evolution: SepCMATrainer | None = field(default_factory=SepCMATrainer)
+    """None: no second stage."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trained:
+    """A training run's result."""
+
+    head: Head
+    winner: Judged
+    evolved: bool
+    validation_gain: float
+
+
+def train_selector(
+    recorded: RecordedSet,
+    encoder: BulkEncoder,
+    pool: Caller,
+    out: Path,
+    *,
+    config: SelectorConfig,
+    cache: Path | None,
+    report: Reporter,
+) -> Trained:
+    """Writes `out/head.safetensors`, `card.json`, `metrics.jsonl` and `run.json`. `pool` replays `recorded`.
+
+    Raises:
+        ConfigError: there are no training questions, or fewer than two workers.
+    """
+    started = time.time()
+    train, validation = _split(build_matrix(recorded))
+    both = OutcomeMatrix.join(train, validation)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "metrics.jsonl").open("w") as metrics_file:
+
+        def log(**row: Json) -> None:
+            metrics_file.write(json.dumps(row) + "\n")
+            metrics_file.flush()
+
+        _write_run(out, recorded, config)
+        report.stage("encode questions", len(both))
+        hidden = encode_questions(encoder, both.questions, cache=cache, progress=report.advance)
+        report.stage("judge candidates", count_fits(CANDIDATES, both))
+        judged = judge(CANDIDATES, hidden, both, seed=config.seed, progress=report.advance)
+        for entry in judged:
+            log(stage="judge", **_judged_row(entry))
+        winner = judged[0]
+        report.say(f"best candidate: {winner.candidate.name} ({_gains(winner)})")
+        features, weight, evolved, gain = _fit(
+            winner.candidate, hidden, train, both, pool, config=config, report=report, log=log
+        )
+        metrics = _judged_row(winner) | {"validation_gain": gain, "evolved": evolved}
+        log(stage="final", **metrics)
+    head = Head.create(
+        features,
+        weight.astype(np.float32),
+        Card(
+            encoder=encoder.name,
+            workers=tuple(WorkerIdentity(w, recorded.models[w]) for w in both.workers),
+            training={
+                "data": describe_data(recorded),
+                "questions": {"train": len(train), "validation": len(validation)},
+                "candidate": winner.candidate.name,
+                "evolution": config.evolution.name if evolved and config.evolution else None,
+                "seed": config.seed,
+                "commit": find_commit(),
+                "version": version("torafugu"),
+                "seconds": round(time.time() - started, 1),
+            },
+            metrics=metrics,
+            baselines=_baselines(both),
+        ),
+    )
+    head.save(out)
+    return Trained(head=head, winner=winner, evolved=evolved, validation_gain=gain)
+
+
+def _fit(
+    candidate: Candidate,
+    hidden: npt.NDArray[np.float32],
+    train: OutcomeMatrix,
+    both: OutcomeMatrix,
+    pool: Caller,
+    *,
+    config: SelectorConfig,
+    report: Reporter,
+    log: Callable[..., None],
+) -> tuple[FeatureMap, Floats, bool, float]:
+    """(feature map, weights, whether evolution was kept, gain on the validation split of what was fitted on train)."""
+    split = len(train)
+    seed = config.seed
+    if candidate.trainer is None:
+        features = fit_features(hidden, candidate.features, seed=seed)
+        return features, _constant(features, both), False, 0.0
+    held = both.rows(range(split, len(both)))
+    base = single_score(held, best_single(train)).mean()
+    features = fit_features(hidden[:split], candidate.features, seed=seed)
+    x, x_held = (features(part).astype(np.float64) for part in (hidden[:split], hidden[split:]))
+    fitted = candidate.trainer.train(Problem(features=x, rewards=train.mean, seed=seed))
+    gain = _reward(fitted, x_held, held) - base
+    evolve = _evolver(config, report, log)
+    better = False
+    if evolve is not None:
+        evolved = evolve("evolve", train, x, fitted, pool)
+        evolved_gain = _reward(evolved, x_held, held) - base
+        better = bool(evolved_gain > gain)
+        log(
+            stage="evolution",
+            validation_gain_before=float(gain),
+            validation_gain_after=float(evolved_gain),
+            kept=better,
+        )
+        report.say(f"evolution: validation gain {gain:+.2%} -> {evolved_gain:+.2%}, {'kept' if better else 'not kept'}")
+        gain = max(gain, evolved_gain)
+    features = fit_features(hidden, candidate.features, seed=seed)
+    x = features(hidden).astype(np.float64)
+    weight = candidate.trainer.train(Problem(features=x, rewards=both.mean, seed=seed))
+    if better and evolve is not None:
+        weight = evolve("evolve on train and validation", both, x, weight, pool)
+    return features, weight, better, float(gain)
+
+
+def _evolver(
+    config: SelectorConfig, report: Reporter, log: Callable[..., None]
+) -> Callable[[str, OutcomeMatrix, Floats, Floats, Caller], Floats] | None:
+    trainer = config.evolution
+    if trainer is None:
+        return None
+
+    def evolve(stage: str, matrix: OutcomeMatrix, features: Floats, start: Floats, pool: Caller) -> Floats:
+        report.stage(stage, trainer.generations)
+
+        def show(row: dict[str, float]) -> None:
+            log(stage=stage, **row)
+            report.advance(1)
+
+        return trainer.train(
+            Problem(
+                features=features,
+                rewards=matrix.mean,
+                seed=config.seed,
+                start=start,
+                episode_reward=EpisodeReward(matrix, features.astype(np.float32), pool),
+                progress=show,
+            )
+        )
+
+    return evolve
+
+
+def _split(matrix: OutcomeMatrix) -> tuple[OutcomeMatrix, OutcomeMatrix]:
+    train, validation = matrix.split("train"), matrix.split("validation")
+    path = matrix.recorded.path
+    if len(train) == 0:
+        found = ", ".join(sorted({q.split for q in matrix.questions}))
+        raise ConfigError(f"{path}: no questions of split 'train': the folder has {found}")
+    if len(matrix.workers) < 2:
+        raise ConfigError(f"{path}: one worker, {matrix.workers[0]!r}: there is nothing to choose among")
+    if len(validation) == 0:
+        rows = np.arange(len(train))
+        train, validation = train.rows(rows[rows % _CARVED_SHARE != 0]), train.rows(rows[rows % _CARVED_SHARE == 0])
+    return train, validation
+
+
+def _constant(features: FeatureMap, matrix: OutcomeMatrix) -> Floats:
+    """Weights that rank the workers as they did in training, whatever the question."""
+    weight = np.zeros((len(matrix.workers), features.size))
+    asked = np.isfinite(matrix.mean)
+    weight[:, -1] = np.where(asked, matrix.mean, 0).sum(0) / np.maximum(asked.sum(0), 1)
+    weight[best_single(matrix), -1] = weight[:, -1].max() + 0.01
+    return weight
+
+
+def _reward(weight: Floats, features: Floats, matrix: OutcomeMatrix) -> float:
+    columns = choose_columns(weight, features, matrix)
+    return float(matrix.first[np.arange(len(matrix)), columns].mean())
+
+
+def _baselines(matrix: OutcomeMatrix) -> dict[str, Json]:
+    column = best_single(matrix)
+    return {
+        "best_single": {"worker": matrix.workers[column], "accuracy": float(np.nanmean(matrix.mean[:, column]))},
+        "chosen_on": "train and validation",
+    }
+
+
+def _judged_row(judged: Judged) -> dict[str, Json]:
+    return {
+        "candidate": judged.candidate.name,
+        "score": judged.score,
+        "seen_gain": judged.seen,
+        "seen_error": judged.seen_error,
+        "unseen_gain": judged.unseen,
+        "unseen_error": judged.unseen_error,
+    }
+
+
+def _gains(judged: Judged) -> str:
+    seen = f"cross-fitted gain {judged.seen:+.2%} ± {judged.seen_error:.2%}"
+    if judged.unseen is None:
+        return seen
+    return f"{seen}, on unseen families {judged.unseen:+.2%} ± {judged.unseen_error:.2%}"
+
+
+def _write_run(out: Path, recorded: RecordedSet, config: SelectorConfig) -> None:
+    packages: Sequence[str] = ("numpy", "onnxruntime", "safetensors", "tokenizers", "torafugu")
+    row = {
+        "command": sys.argv,
+        "config": asdict(config),
+        "data": describe_data(recorded),
+        "commit": find_commit(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+    }
+    (out / "run.json").write_text(json.dumps(row, indent=1) + "\n")
