@@ -123,18 +123,16 @@ def test_a_wrong_value_is_named_with_its_key(line: str, message: str, tmp_path: 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     """With the type that was expected."""
-    with pytest.raises(ConfigError, match="sample.toml: key 'name' is missing: expected a string"):
+    with pytest.raises(ConfigError, match=r"sample\.toml: key 'name' is missing: expected a string"):
         read("", tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [(b"a = ", "not TOML"), (b"a = '\xff'", "not TOML"), (b"a=1\na=2", "not TOML")]
-)
-def test_a_file_that_is_not_toml_is_named(text: bytes, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [b"a = ", b"a = '\xff'", b"a=1\na=2"])
+def test_a_file_that_is_not_toml_is_named(text: bytes, tmp_path: Path) -> None:
     """Syntax, encoding and double keys are told with the file's name."""
     path = tmp_path / "broken.toml"
     path.write_bytes(text)
-    with pytest.raises(ConfigError, match=f"broken.toml: {message}"):
+    with pytest.raises(ConfigError, match=r"broken\.toml: not TOML"):
         read_toml(path)
 
 

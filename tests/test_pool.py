@@ -29,6 +29,7 @@ from torafugu.pool import (
     WorkerSpec,
     resolve_price,
 )
+from torafugu.pool.limits import Gate
 from torafugu.types import ImagePart, Message, Reply, Sampling, TextPart, ToolCall, Usage
 
 QUERY = Query(messages=(Message(role="user", content="hi"),))
@@ -301,9 +302,8 @@ def test_of_several_rate_limits_the_shortest_counts() -> None:
         )
         assert (await bench.ask()).worker == "b"
         assert bench.clock.slept == [2.0]
-        long = Bench(
-            {name: broken("rate_limited", retry_after_s=wait) for name, wait in zip("abc", (90, 70, 80), strict=True)}
-        )
+        waits = {"a": 90.0, "b": 70.0, "c": 80.0}
+        long = Bench({name: broken("rate_limited", retry_after_s=wait) for name, wait in waits.items()})
         error = await long.fail()
         assert isinstance(error, WorkerError)
         assert error.retry_after_s == 70
@@ -795,6 +795,22 @@ def test_a_wait_in_the_queue_ends_with_the_time_a_call_may_take() -> None:
         assert (await bench.fail()).code == "overloaded"
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
+
+    run(work)
+
+
+def test_a_place_handed_over_in_the_moment_of_giving_up_is_not_lost() -> None:
+    """A waiting call that is cancelled just as its turn comes hands the place on."""
+
+    async def work() -> None:
+        gate = Gate(places=1, queue=5)
+        assert gate.enter_at_once()
+        waiting = asyncio.create_task(gate.enter())
+        await asyncio.sleep(0)
+        gate.leave()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert gate.enter_at_once()
 
     run(work)
 

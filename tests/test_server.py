@@ -26,7 +26,7 @@ from starlette.routing import Route
 
 from torafugu.config import read_table
 from torafugu.errors import ConfigError, FuguError, PlanError, RequestError, StoreError, WorkerCode, WorkerError
-from torafugu.orchestrate import NO_RECORD, Budget, Policy, Run
+from torafugu.orchestrate import Budget, Policy, Run
 from torafugu.pool.backend import Backend, Completion, Delta, OnDelta, Query
 from torafugu.pool.pool import Member, Pool
 from torafugu.pool.prices import resolve_price
@@ -1072,10 +1072,10 @@ def test_bad_config(table: dict[str, Any], match: str) -> None:
 
 def test_config_is_read() -> None:
     """A whole `[server]` table becomes a config."""
-    table = {"host": "0.0.0.0", "drain_s": 5, "keys": [{"name": "a", "env": "X", "workers": ["w"]}], "record": "r.db"}
+    table = {"host": "0.0.0.0", "drain_s": 5, "keys": [{"name": "a", "env": "X", "workers": ["w"]}]}
     config = read_table(ServerConfig, table, where="server")
     assert config.keys == (KeySpec(name="a", env="X", workers=("w",)),)
-    assert (config.host, config.drain_s, config.record) == ("0.0.0.0", 5.0, Path("r.db"))
+    assert (config.host, config.drain_s) == ("0.0.0.0", 5.0)
 
 
 # --- the mapping of errors ---
@@ -1114,8 +1114,3 @@ def test_client_errors_keep_their_status() -> None:
         "code": "c",
         "param": "p",
     }
-
-
-def test_no_record_is_a_recorder() -> None:
-    """The recorder that keeps nothing fits where the store's do."""
-    asyncio.run(NO_RECORD.wait_durable())

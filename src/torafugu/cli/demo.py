@@ -26,7 +26,7 @@ from ..pool.spec import read_pool
 from ..store import StoredRun, open_reader
 from ..types import Reply
 from .console import err, out
-from .evaluate import evaluate, print_report, promote
+from .evaluate import measure, print_report, promote
 from .runs import print_run
 from .train import load_tasks, run_profile, train_selector_command
 
@@ -69,7 +69,7 @@ def _demo(folder: Path, *, n: int, seed: int) -> int:
     out.print("\n[bold]2. Learn whom to ask[/bold]")
     train_selector_command(data, policy, datasets=[], seed=seed, has_evolution=True, cache=folder / "states")
     out.print("\n[bold]3. Is it any good, on questions it has never seen?[/bold]")
-    report = evaluate(policy, data, datasets=[], split="test", seed=seed, cache=folder / "states")
+    report = measure(policy, data, datasets=[], split="test", seed=seed, cache=folder / "states")
     print_report(report)
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     promote(policy, report, force=False)

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from ..errors import ConfigError
-from ..eval.evaluate import LearnedBaselines, measure_baselines, run_policy, summarise
-from ..eval.matrix import OutcomeMatrix, best_single, build_matrix
-from ..eval.provenance import describe_data, find_commit
-from ..eval.states import KnownStates, default_cache, encode_questions
+from ..eval.report import evaluate
+from ..eval.states import default_cache
 from ..orchestrate.head import Head
-from ..orchestrate.selector import Selector
-from ..pool.recorded import create_recorded_pool, read_recorded
+from ..pool.recorded import read_recorded
 from .console import Stages, err, out, percent, print_table, usd
 
-__all__ = ["add_parser", "evaluate", "print_report", "promote"]
+__all__ = ["add_parser", "measure", "print_report", "promote"]
 
 EXIT_REFUSED = 3
 
@@ -55,7 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _command(args: argparse.Namespace) -> int:
     if args.force and not args.promote:
         raise ConfigError("--force goes with --promote")
-    report = evaluate(args.policy, args.data, datasets=args.dataset, split=args.split, seed=args.seed, cache=args.cache)
+    report = measure(args.policy, args.data, datasets=args.dataset, split=args.split, seed=args.seed, cache=args.cache)
     print_report(report)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -69,64 +62,27 @@ def _command(args: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate(
+def measure(
     policy: Path, data: Path, *, datasets: list[str], split: str, seed: int, cache: Path | None
 ) -> dict[str, Any]:
-    """The JSON artefact."""
+    """The JSON artefact, with progress shown."""
     from ..local import MiniLM
 
-    started = time.time()
-    head = Head.load(policy)
     recorded = read_recorded(data, datasets=datasets)
-    matrix = build_matrix(recorded)
-    target = matrix.split(split)
-    if len(target) == 0:
-        found = ", ".join(sorted({q.split for q in matrix.questions}))
-        raise ConfigError(f"{data}: no questions of split {split!r}: the folder has {found}")
-    train, validation = matrix.split("train"), matrix.split("validation")
-    single, chosen_on = _best_single(head, train, target)
-    known = {worker.id: worker.model for worker in head.card.workers}
-    unknown = [w for w in target.workers if w not in known]
-    pool_models = {w: recorded.models[w] for w in target.workers if w in known}
-    if not pool_models:
-        raise ConfigError(f"{policy}: head {head.id} knows none of the workers of {data}: {', '.join(target.workers)}")
     encoder = MiniLM()
     try:
         with Stages() as stages:
-            parts = {"train": train, "validation": validation, "target": target}
-            stages.stage("encode questions", sum(map(len, parts.values())))
-            states = {
-                name: encode_questions(encoder, part.questions, cache=cache or default_cache(), progress=stages.advance)
-                for name, part in parts.items()
-            }
-            encoded = {q.qid: states["target"][i] for i, q in enumerate(target.questions)}
-            selector = Selector(head, KnownStates(encoder.name, encoded, encoder.dim), pool_models)
-            stages.stage("run the policy", len(target))
-            episodes = asyncio.run(
-                run_policy(
-                    target,
-                    selector,
-                    create_recorded_pool(recorded),
-                    known=frozenset(known),
-                    progress=stages.advance,
-                )
+            return evaluate(
+                policy,
+                recorded,
+                split=split,
+                encoder=encoder,
+                seed=seed,
+                cache=cache or default_cache(),
+                report=stages,
             )
-            stages.say("measuring the baselines")
-            baselines = measure_baselines(train, validation, target, _learned(states, train, validation))
     finally:
         encoder.close()
-    return {
-        **summarise(target, episodes, single, baselines, seed=seed),
-        "best_single_chosen_on": chosen_on,
-        "policy": {"id": selector.id, "training": dict(head.card.training), "encoder": head.card.encoder},
-        "workers_unknown_to_head": unknown,
-        "data": describe_data(recorded),
-        "split": split,
-        "seed": seed,
-        "commit": find_commit(),
-        "command": sys.argv,
-        "seconds": round(time.time() - started, 1),
-    }
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -186,21 +142,3 @@ def promote(policy: Path, report: dict[str, Any], *, force: bool) -> int:
     by_force = "" if clears else " by force: its interval does not clear the best single worker"
     out.print(f"promoted fugu@{head.id}{by_force}")
     return 0
-
-
-def _best_single(head: Head, train: OutcomeMatrix, target: OutcomeMatrix) -> tuple[int, str]:
-    """Chosen on the data's own training split; without one, the card says who it was in training."""
-    if len(train):
-        return best_single(train), "train split of the data"
-    named = head.card.baselines["best_single"]["worker"]
-    if named not in target.workers:
-        raise ConfigError(f"the data has no training split, and not the head's best single worker {named!r} either")
-    return target.workers.index(named), "the head's card"
-
-
-def _learned(
-    states: dict[str, np.ndarray[Any, np.dtype[np.float32]]], train: OutcomeMatrix, validation: OutcomeMatrix
-) -> LearnedBaselines | None:
-    if not len(train) or not len(validation):
-        return None
-    return LearnedBaselines(train=states["train"], validation=states["validation"], target=states["target"])

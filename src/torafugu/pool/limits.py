@@ -61,7 +61,7 @@ class Gate:
 
 
 class Breaker:
-    """Whether a worker may be asked. Five failures in a row that count close it off for 30 s, then one call tries it."""
+    """Whether a worker may be asked. Five failures in a row that count close it off for 30 s; then one call tries."""
 
     __slots__ = ("_failures", "_is_probing", "_rests_until", "is_disabled")
 

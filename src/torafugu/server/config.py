@@ -13,7 +13,6 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import ConfigError
 
@@ -63,8 +62,6 @@ class ServerConfig:
     """Silence after which a stream shows that it is alive; until then its status can still become an error."""
     drain_s: float = 600.0
     """How long runs may go on after the server was asked to stop."""
-    record: Path | None = None
-    """Where runs are recorded; None: the command's default."""
 
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "max_in_flight", "heartbeat_s"):

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from ..errors import ConfigError
 from ..eval.baselines import single_score
 from ..eval.matrix import OutcomeMatrix, best_single, build_matrix
 from ..eval.provenance import describe_data, find_commit
+from ..eval.report import Reporter
 from ..eval.states import BulkEncoder, encode_questions
 from ..orchestrate.head import Card, FeatureMap, Head, WorkerIdentity
 from ..orchestrate.loop import Caller
@@ -34,7 +34,7 @@ from .fitness import EpisodeReward
 from .selection import SINGLE, Candidate, Judged, choose_columns, count_fits, judge
 from .trainers import Floats, Gradient, Problem, Ridge, SepCMATrainer, Soft
 
-__all__ = ["CANDIDATES", "Reporter", "SelectorConfig", "Trained", "train_selector"]
+__all__ = ["CANDIDATES", "SelectorConfig", "Trained", "train_selector"]
 
 _FEATURES = (
     FeatureConfig(kind="pca", components=16),
@@ -49,18 +49,6 @@ CANDIDATES: tuple[Candidate, ...] = (
 )
 _CARVED_SHARE = 5
 """Without a validation split, every fifth training question stands in."""
-
-
-class Reporter(Protocol):
-    """Where a training run shows how far it is."""
-
-    def stage(self, name: str, total: int) -> None:
-        """A new stage of `total` units begins."""
-        ...
-
-    def advance(self, units: int) -> None: ...
-
-    def say(self, line: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,8 +128,8 @@ class SepCMATrainer:
     """None: the paper's rule, ceil(4 + 3 ln N)."""
     sigma0: float = 0.1
     """Relative to the root mean square of the weights it starts from; 1 stands in where they are all 0."""
-    questions: int = 128
-    """Per generation."""
+    questions: int = 384
+    """Per generation. With 128, selection followed the draw more than the weights (docs/log.md)."""
 
     @property
     def name(self) -> str:

@@ -1,0 +1,109 @@
+"""The whole report of one policy on one split: what `fugu eval` prints and writes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ConfigError
+from ..orchestrate.head import Head
+from ..orchestrate.selector import Selector
+from ..pool.recorded import RecordedSet, create_recorded_pool
+from .evaluate import LearnedBaselines, measure_baselines, run_policy, summarise
+from .matrix import OutcomeMatrix, best_single, build_matrix
+from .provenance import describe_data, find_commit
+from .states import BulkEncoder, KnownStates, encode_questions
+
+__all__ = ["Reporter", "evaluate"]
+
+
+class Reporter(Protocol):
+    """Where long work shows how far it is."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A new stage of `total` units begins."""
+        ...
+
+    def advance(self, units: int) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+
+def evaluate(
+    policy: Path,
+    recorded: RecordedSet,
+    *,
+    split: str,
+    encoder: BulkEncoder,
+    seed: int,
+    cache: Path | None,
+    report: Reporter,
+) -> dict[str, Any]:
+    """The JSON artefact of the head in the folder `policy`. `seed` is the bootstrap's.
+
+    Raises:
+        ConfigError: the split has no questions, or the head knows none of the workers.
+        ModelError: the head is damaged, or reads another encoder's states.
+    """
+    started = time.time()
+    head = Head.load(policy)
+    matrix = build_matrix(recorded)
+    target, train, validation = matrix.split(split), matrix.split("train"), matrix.split("validation")
+    if len(target) == 0:
+        found = ", ".join(sorted({q.split for q in matrix.questions}))
+        raise ConfigError(f"{recorded.path}: no questions of split {split!r}: the folder has {found}")
+    single, chosen_on = _best_single(head, train, target)
+    models = {worker.id: worker.model for worker in head.card.workers}
+    known = {w: recorded.models[w] for w in target.workers if w in models}
+    if not known:
+        names = ", ".join(target.workers)
+        raise ConfigError(f"{policy}: head {head.id} knows none of the workers of {recorded.path}: {names}")
+    parts = {"train": train, "validation": validation, "target": target}
+    report.stage("encode questions", sum(map(len, parts.values())))
+    states = {
+        name: encode_questions(encoder, part.questions, cache=cache, progress=report.advance)
+        for name, part in parts.items()
+    }
+    encoded = {q.qid: states["target"][i] for i, q in enumerate(target.questions)}
+    selector = Selector(head, KnownStates(encoder.name, encoded, encoder.dim), known)
+    report.stage("run the policy", len(target))
+    pool = create_recorded_pool(recorded)
+    episodes = asyncio.run(run_policy(target, selector, pool, known=frozenset(known), progress=report.advance))
+    report.say("measuring the baselines")
+    baselines = measure_baselines(train, validation, target, _learned(states, train, validation))
+    return {
+        **summarise(target, episodes, single, baselines, seed=seed),
+        "best_single_chosen_on": chosen_on,
+        "policy": {"id": selector.id, "training": dict(head.card.training), "encoder": head.card.encoder},
+        "workers_unknown_to_head": [w for w in target.workers if w not in models],
+        "data": describe_data(recorded),
+        "split": split,
+        "seed": seed,
+        "commit": find_commit(),
+        "command": sys.argv,
+        "seconds": round(time.time() - started, 1),
+    }
+
+
+def _best_single(head: Head, train: OutcomeMatrix, target: OutcomeMatrix) -> tuple[int, str]:
+    """Chosen on the data's own training split; without one, the card says who it was in training."""
+    if len(train):
+        return best_single(train), "train split of the data"
+    named = head.card.baselines["best_single"]["worker"]
+    if named not in target.workers:
+        raise ConfigError(f"the data has no training split, and not the head's best single worker {named!r} either")
+    return target.workers.index(named), "the head's card"
+
+
+def _learned(
+    states: dict[str, npt.NDArray[np.float32]], train: OutcomeMatrix, validation: OutcomeMatrix
+) -> LearnedBaselines | None:
+    if not len(train) or not len(validation):
+        return None
+    return LearnedBaselines(train=states["train"], validation=states["validation"], target=states["target"])
