@@ -40,8 +40,8 @@ class Episode(Value, frozen=True, kw_only=True):
 
 
 def task_to_request(task: Task, *, allowed: frozenset[str] | None = None) -> Request:
-    """The task as one user message, named by the task's id so that a recorded worker knows which question it is."""
-    return Request(model="", messages=(Message(role="user", content=task.prompt, name=task.id),), allowed=allowed)
+    """The task as one user message."""
+    return Request(model="", messages=(Message(role="user", content=task.prompt),), allowed=allowed, task=task.id)
 
 
 async def run_episode(

@@ -124,6 +124,8 @@ class Request(Value, frozen=True, kw_only=True):
     """Worker ids that may be called; None allows the whole pool."""
     ignored: tuple[str, ...] = ()
     """Names of fields that the client sent and we do not use."""
+    task: str | None = None
+    """Id of the task that this was made from, for workers that replay answers; never sent. None: a client's request."""
 
 
 class Usage(Value, frozen=True, kw_only=True):

@@ -70,7 +70,7 @@ def evaluate(
         name: encode_questions(encoder, part.questions, cache=cache, progress=report.advance)
         for name, part in parts.items()
     }
-    encoded = {q.qid: states["target"][i] for i, q in enumerate(target.questions)}
+    encoded = {q.text: states["target"][i] for i, q in enumerate(target.questions)}
     selector = Selector(head, KnownStates(encoder.name, encoded, encoder.dim), known)
     report.stage("run the policy", len(target))
     pool = create_recorded_pool(recorded)

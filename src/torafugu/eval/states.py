@@ -74,7 +74,7 @@ def encode_questions(
 
 
 class KnownStates:
-    """An `Encoder` of states that are already known, by the name of the last message."""
+    """An `Encoder` of states that are already known, by the text of the last message."""
 
     def __init__(self, name: str, states: Mapping[str, npt.NDArray[np.float32]], dim: int) -> None:
         self.name = name
@@ -82,10 +82,7 @@ class KnownStates:
         self._states = states
 
     async def encode(self, messages: Sequence[Message]) -> Encoding:
-        name = messages[-1].name
-        if name is None or name not in self._states:
-            raise KeyError(f"no known state for the message named {name!r}")
-        return Encoding(hidden=self._states[name], tokens_read=0, tokens_total=None)
+        return Encoding(hidden=self._states[messages[-1].text], tokens_read=0, tokens_total=None)
 
 
 class _Held:

@@ -178,7 +178,7 @@ async def _call(step: Step, run: Run, pool: Caller, on_delta: OnDelta | None) ->
     if step.instruction is not None or step.sees:
         raise PlanError(f"step {step.id} has an instruction or sees other steps: no policy here plans that yet")
     await pool.complete(
-        Query(messages=run.request.messages, sampling=run.request.sampling),
+        Query(messages=run.request.messages, sampling=run.request.sampling, task=run.request.task),
         step=step.id,
         workers=(step.worker, *step.alternates),
         record=run.record,

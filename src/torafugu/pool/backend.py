@@ -19,6 +19,8 @@ class Query(Value, frozen=True, kw_only=True):
 
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
+    task: str | None = None
+    """As in `Request`."""
 
 
 class Delta(Value, frozen=True, kw_only=True):

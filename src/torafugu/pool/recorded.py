@@ -156,7 +156,7 @@ def read_recorded(path: Path, *, datasets: Sequence[str] = (), with_texts: bool 
 class Recorded:
     """Replays one worker of a recorded set: a `Backend`.
 
-    The question is known by the last user message: by its `name` when that is a question id, else by its text.
+    The question is known by the query's task id, or, when a client asks, by the text of the last message.
     """
 
     def __init__(self, worker: str, recorded: RecordedSet, qid_of: Mapping[str, str]) -> None:
@@ -165,8 +165,7 @@ class Recorded:
         self._qid_of = qid_of
 
     async def complete(self, query: Query, on_delta: OnDelta | None) -> Completion:
-        message = query.messages[-1]
-        qid = message.name if message.name is not None else self._qid_of.get(message.text, "")
+        qid = query.task if query.task is not None else self._qid_of.get(query.messages[-1].text, "")
         rows = self._recorded.samples.get((qid, self.worker))
         if rows is None:
             raise WorkerError(

@@ -32,7 +32,9 @@ class EpisodeReward:
         """`features`: (n, F) of the matrix's questions, the constant included."""
         size = features.shape[1] - 1  # the head's feature map appends the constant itself
         self._features = FeatureMap(np.zeros(size, np.float32), np.eye(size, dtype=np.float32))
-        self._encoder = KnownStates("features", {q.qid: features[i, :-1] for i, q in enumerate(matrix.questions)}, size)
+        self._encoder = KnownStates(
+            "features", {q.text: features[i, :-1] for i, q in enumerate(matrix.questions)}, size
+        )
         self._models = dict(matrix.recorded.models)
         self._card = Card(
             encoder="features",
