@@ -178,7 +178,7 @@ def test_a_pool_file_is_read(tmp_path: Path) -> None:
         ("worker = 3", "worker: 3 is not a list"),
         (WORKER + WORKER, "worker id 'a' is declared twice"),
         ("max_attempts = 0\n" + WORKER, "max_attempts 0: expected at least 1"),
-        (WORKER.replace('"a"', '"a b"'), r"worker\[0\]: id 'a b': expected 1-100 letters"),
+        (WORKER.replace('"a"', '"a;b"'), r"worker\[0\]: id 'a;b': expected 1-100 letters"),
         (WORKER.replace('"openai"', '"opneai"'), r"worker\[0\].dialect: 'opneai' is not one of 'openai', 'anthropic'"),
         (WORKER.replace('model = "m"\n', ""), r"worker\[0\]: key 'model' is missing"),
         (WORKER + 'api_key = "sk"', r"worker\[0\]: unknown key 'api_key': expected one of base_url, context_tokens"),

@@ -108,7 +108,7 @@ def _convert_scalar(value: Any, hint: Any, where: str) -> Any:
             return Decimal(value)
         except InvalidOperation:
             raise _wrong(value, hint, where) from None
-    if hint is float and is_number:
+    if hint is float and (is_number or isinstance(value, float)):  # a float in a table that was free form before
         return float(value)
     if hint is Path and isinstance(value, str):
         return Path(value).expanduser()

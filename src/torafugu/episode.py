@@ -8,10 +8,11 @@ from __future__ import annotations
 from decimal import Decimal
 
 from .errors import Fault, FuguError
+from .events import Called, Event, Stopped
 from .grade.grader import Grader
 from .grade.task import Task
-from .orchestrate import Budget, Caller, Policy, Run, orchestrate
-from .types import Message, Request, Usage, Value
+from .orchestrate import Budget, Caller, Policy, orchestrate
+from .types import Message, Reply, Request, Usage, Value
 
 __all__ = ["Episode", "run_episode", "task_to_request"]
 
@@ -34,6 +35,9 @@ class Episode(Value, frozen=True, kw_only=True):
     calls: int = 0
     cost_usd: Decimal | None = None
     latency_ms: float | None = None
+    """Of the whole run, waiting for a worker's free place included."""
+    reply_latency_ms: float | None = None
+    """Of the call that gave the answer, from when it left."""
     usage: Usage = Usage()
     fault: Fault | None = None
     code: str | None = None
@@ -54,41 +58,61 @@ async def run_episode(
     budget: Budget = _BUDGET,
 ) -> Episode:
     """Never raises a `FuguError`: whose fault it was is part of the result."""
+    spent = _Spent()
     try:
-        run = await orchestrate(task_to_request(task, allowed=allowed), policy, pool, budget=budget)
+        run = await orchestrate(task_to_request(task, allowed=allowed), policy, pool, budget=budget, recorder=spent)
     except FuguError as error:
         score, correct = (0.0, False) if error.fault == "policy" else (None, None)
-        return Episode(task=task.id, score=score, correct=correct, fault=error.fault, code=error.code)
+        return _episode(task, spent, None, score=score, correct=correct, fault=error.fault, code=error.code)
     if run.answer is None:
-        return _episode(task, run, score=0.0, correct=False, code=run.stopped.by if run.stopped else None)
+        return _episode(task, spent, None, score=0.0, correct=False, code=run.stopped.by if run.stopped else None)
     try:
         verdict = grader.grade(task, run.answer)
     except FuguError as error:
-        return _episode(task, run, score=None, fault=error.fault, code=error.code)
-    return _episode(task, run, score=verdict.score, correct=verdict.correct)
+        return _episode(task, spent, run.answer, score=None, fault=error.fault, code=error.code)
+    return _episode(task, spent, run.answer, score=verdict.score, correct=verdict.correct)
+
+
+class _Spent:
+    """Who was called and for how much: a `Recorder`, for a run that fails returns nothing."""
+
+    def __init__(self) -> None:
+        self.workers: dict[str, None] = {}
+        self.stopped: Stopped | None = None
+
+    def write(self, event: Event) -> None:
+        if isinstance(event, Called):
+            self.workers[event.worker] = None
+        elif isinstance(event, Stopped):
+            self.stopped = event
+
+    async def wait_durable(self) -> None:
+        return
 
 
 def _episode(
     task: Task,
-    run: Run,
+    spent: _Spent,
+    answer: Reply | None,
     *,
     score: float | None,
     correct: bool | None = None,
     fault: Fault | None = None,
     code: str | None = None,
 ) -> Episode:
-    stopped, answer = run.stopped, run.answer
+    stopped = spent.stopped
     return Episode(
         task=task.id,
         score=score,
         correct=correct,
-        workers=run.workers,
+        workers=tuple(spent.workers),
         answered_by=answer.worker if answer else None,
         text=answer.text if answer else "",
         provider_id=answer.provider_id if answer else None,
         calls=stopped.calls if stopped else 0,
         cost_usd=stopped.cost_usd if stopped else None,
         latency_ms=stopped.latency_ms if stopped else None,
+        reply_latency_ms=answer.latency_ms if answer else None,
         usage=stopped.usage if stopped else Usage(),
         fault=fault,
         code=code,

@@ -24,8 +24,14 @@ from rich.table import Table
 
 __all__ = ["Stages", "err", "out", "percent", "print_table", "usd"]
 
-out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-err = Console(file=sys.stderr, highlight=False, soft_wrap=True, stderr=True)
+_PIPED_COLUMNS = 200
+"""Where there is no terminal, nothing is cut to fit one."""
+
+# What is printed is names, paths and workers' words: brackets and colons in them mean nothing.
+out = Console(
+    markup=False, emoji=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPED_COLUMNS
+)
+err = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, stderr=True)
 
 
 class Stages:
@@ -72,16 +78,17 @@ class Stages:
             self._progress.update(self._task, description=escape(text))
 
     def say(self, line: str) -> None:
-        err.print(escape(line))
+        err.print(line)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """First column left, the others right."""
-    table = Table(title=escape(title) or None, title_justify="left")
+    table = Table(title=title or None, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(escape(column), justify="left" if number == 0 else "right")
+        widest = max((len(row[0]) for row in rows), default=0) if number == 0 else None  # never cut what names the row
+        table.add_column(column, justify="left" if number == 0 else "right", min_width=widest)
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*row)
     out.print(table)
 
 

@@ -28,7 +28,7 @@ from ..types import Reply
 from .console import err, out
 from .evaluate import measure, print_report, promote
 from .runs import print_run
-from .train import load_tasks, run_profile, train_selector_command
+from .train import at_least_one, load_tasks, run_profile, train_selector_command
 
 __all__ = ["add_parser"]
 
@@ -42,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Profile the home pool on generated tasks, train the selector, measure it, serve it, ask it "
         "questions through the openai client, and show the record of one run.",
     )
-    parser.add_argument("--n", type=int, default=900, help="how many tasks (default 900)")
+    parser.add_argument("--n", type=at_least_one, default=900, help="how many tasks (default 900)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="keep everything in this folder (default: a temporary one)")
     parser.set_defaults(run=_command)
@@ -61,22 +61,22 @@ def _command(args: argparse.Namespace) -> int:
 
 def _demo(folder: Path, *, n: int, seed: int) -> int:
     data, policy, record = folder / "profile", folder / "policy", folder / "runs.sqlite"
+    out.print("\n1. What can each worker of the home pool do?", style="bold")
     tasks = load_tasks("home", n=n, seed=seed)
-    out.print("\n[bold]1. What can each worker of the home pool do?[/bold]")
     status = run_profile(read_pool(home_pool_path()), tasks, data, repeats=1, max_usd=None, is_confirmed=True)
     if status:
         return status
-    out.print("\n[bold]2. Learn whom to ask[/bold]")
+    out.print("\n2. Learn whom to ask", style="bold")
     train_selector_command(data, policy, datasets=[], seed=seed, has_evolution=True, cache=folder / "states")
-    out.print("\n[bold]3. Is it any good, on questions it has never seen?[/bold]")
+    out.print("\n3. Is it any good, on questions it has never seen?", style="bold")
     report = measure(policy, data, datasets=[], split="test", seed=seed, cache=folder / "states")
     print_report(report)
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     promote(policy, report, force=False)
-    out.print("\n[bold]4. Serve it, and ask it as any OpenAI client does[/bold]")
+    out.print("\n4. Serve it, and ask it as any OpenAI client does", style="bold")
     with _server(policy, record) as url:
         run_id = _ask(url, [task for task in tasks if task.split == "test"])
-    out.print(f"\n[bold]5. The record of one run: fugu runs show {run_id}[/bold]")
+    out.print(f"\n5. The record of one run: fugu runs show {run_id}", style="bold")
     print_run(_read_run(record, run_id))
     return 0
 
@@ -92,7 +92,7 @@ def _server(policy: Path, record: Path) -> Iterator[str]:
             line = process.stdout.readline()
             if " at http" not in line:
                 raise ConfigError(f"the server did not start: exit status {process.wait()}")
-            out.print(line.strip(), markup=False)
+            out.print(line.strip())
             yield line.split(" at ")[1].split(",")[0]
         finally:
             process.terminate()
@@ -116,9 +116,9 @@ def _ask(url: str, tasks: list[Task]) -> str:
             verdict = grader.grade(task, Reply(worker=worker, text=text, finish_reason="stop"))
             mark = "right" if verdict.correct else "wrong"
             question = " ".join(task.prompt.split())
-            out.print(f"\nQ: {question[:160]}{'…' if len(question) > 160 else ''}", markup=False)
-            out.print(f"A: {' '.join(text.split())[:160]}", markup=False)
-            out.print(f"   {mark}, by {worker}, ${cost}, run {run_id}", style="dim", markup=False)
+            out.print(f"\nQ: {question[:160]}{'…' if len(question) > 160 else ''}")
+            out.print(f"A: {' '.join(text.split())[:160]}")
+            out.print(f"   {mark}, by {worker}, ${cost}, run {run_id}", style="dim")
     return run_id
 
 

@@ -48,11 +48,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _command(args: argparse.Namespace) -> int:
     if args.force and not args.promote:
         raise ConfigError("--force goes with --promote")
+    for path in filter(None, (args.json, args.plot)):  # found out now, not after the work
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise ConfigError(f"{path}: a folder: expected the name of a file to write")
     report = measure(args.policy, args.data, datasets=args.dataset, split=args.split, seed=args.seed, cache=args.cache)
     print_report(report)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        args.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     if args.plot:
         from ..eval.plots import plot_report
 
@@ -117,19 +120,21 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def promote(policy: Path, report: dict[str, Any], *, force: bool) -> int:
-    """The headroom gate: a head is fit to serve when the lower end of its interval is above the best single worker."""
+    """The headroom gate: a head is fit to serve when, on questions it was not trained on, the lower end of its interval
+    is above the best single worker.
+    """
     head = Head.load(policy)
-    clears = report["gain"]["low"] > 0
-    if not clears and not force:
-        low = percent(report["gain"]["low"], sign=True)
+    why_not = _find_objection(head, report)
+    if why_not and not force:
         err.print(
-            f"not promoted: the interval's lower end, {low}, does not clear the best single worker "
-            f"{report['best_single']['worker']!r}. Serve that worker, train on more outcomes, or insist with --force."
+            f"not promoted: {why_not}. Serve {report['best_single']['worker']!r} itself, train on more outcomes, or "
+            "insist with --force."
         )
         return EXIT_REFUSED
     gate = {
         "promoted": True,
-        "forced": not clears,
+        "forced": why_not is not None,
+        "objection": why_not,
         "data": report["data"],
         "split": report["split"],
         "n": report["n"],
@@ -139,6 +144,16 @@ def promote(policy: Path, report: dict[str, Any], *, force: bool) -> int:
         "commit": report["commit"],
     }
     Head(head.features, head.weight, msgspec.structs.replace(head.card, gate=gate)).save(policy)
-    by_force = "" if clears else " by force: its interval does not clear the best single worker"
-    out.print(f"promoted fugu@{head.id}{by_force}")
+    out.print(f"promoted fugu@{head.id}{f' by force: {why_not}' if why_not else ''}")
     return 0
+
+
+def _find_objection(head: Head, report: dict[str, Any]) -> str | None:
+    """Why this report does not show that the head is fit to serve; None when it does."""
+    trained_on = head.card.training.get("data", {}).get("sha256")
+    if report["split"] in ("train", "validation") and report["data"]["sha256"] == trained_on:
+        return f"the head was trained on the split {report['split']!r} of this data"
+    if report["gain"]["low"] > 0:
+        return None
+    low = percent(report["gain"]["low"], sign=True)
+    return f"the interval's lower end, {low}, does not clear the best single worker {report['best_single']['worker']!r}"

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from rich.markup import escape
 
 from ..errors import ConfigError
 from ..events import Accepted, Answered, Called, Event, Failed, Planned, Replied, Stopped
@@ -25,21 +24,33 @@ _LONGEST_TEXT = 600
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("runs", help="the record: list runs, show one")
-    parser.add_argument("--config", type=Path, help="installation file (default ./fugu.toml)")
-    parser.add_argument("--record", type=Path, help="record to read, instead of the installation's")
-    parser.set_defaults(run=_list_command, limit=20, status=None, json=False)
+    _add_arguments(parser)
+    parser.set_defaults(run=_list_command, config=None, record=None, limit=20, status=None, json=False)
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     listing = actions.add_parser("list", help="the youngest runs (also without ACTION)")
-    listing.add_argument("--limit", type=int, default=20)
+    _add_arguments(listing)
+    listing.add_argument("--limit", type=int, default=20, help="how many (default 20)")
     listing.add_argument(
-        "--status", choices=["running", "answered", "failed", "client_closed", "interrupted", "budget"]
+        "--status",
+        choices=["running", "answered", "failed", "client_closed", "interrupted", "budget"],
+        help="only runs that ended so",
     )
     listing.add_argument("--json", action="store_true", help="one JSON object per line")
     listing.set_defaults(run=_list_command)
     show = actions.add_parser("show", help="one run: decision, calls, tokens, cost, time")
+    _add_arguments(show)
     show.add_argument("id", help="run id, or the beginning of one")
     show.add_argument("--json", action="store_true", help="row and events as JSON")
     show.set_defaults(run=_show_command)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Before the action or after it: without defaults, the second does not undo the first."""
+    for option, what in (
+        ("--config", "installation file (default ./fugu.toml)"),
+        ("--record", "record to read, instead of the installation's"),
+    ):
+        parser.add_argument(option, type=Path, default=argparse.SUPPRESS, help=what)
 
 
 def _record_of(args: argparse.Namespace) -> Path:
@@ -47,7 +58,7 @@ def _record_of(args: argparse.Namespace) -> Path:
         read_installation(args.config).record if args.config or Path("fugu.toml").exists() else Path("runs.sqlite")
     )
     if not path.exists():
-        raise ConfigError(f"{path}: no record here: name one with --record")
+        raise ConfigError(f"{path}: no record here (`fugu serve` and `fugu ask` write one): name one with --record")
     return path
 
 
@@ -59,7 +70,7 @@ def _list_command(args: argparse.Namespace) -> int:
     rows = asyncio.run(read())
     if args.json:
         for row in rows:
-            out.out(msgspec.json.encode(row).decode(), highlight=False)
+            print(msgspec.json.encode(row).decode())
         return 0
     columns = ["run", "when", "model", "status", "workers", "calls", "tokens", "cost", "ms"]
     print_table("", columns, [_cells(row) for row in rows])
@@ -75,7 +86,7 @@ def _show_command(args: argparse.Namespace) -> int:
     if stored is None:
         raise ConfigError(f"no run {args.id!r} in {_record_of(args)}")
     if args.json:
-        out.out(msgspec.json.encode(stored).decode(), highlight=False)
+        print(msgspec.json.encode(stored).decode())
     else:
         print_run(stored)
     return 0
@@ -85,13 +96,13 @@ def print_run(stored: StoredRun) -> None:
     """The run as a timeline."""
     row = stored.run
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.accepted_at))
-    out.print(f"[bold]{escape(row.id)}[/bold]  {when}  {escape(row.model)} by {escape(row.policy)}  {row.status}")
+    out.print(f"{row.id}  {when}  {row.model} by {row.policy}  {row.status}", style="bold")
     started = stored.events[0][0] if stored.events else row.accepted_at
     for at, event in stored.events:
         head, *details = _lines(event)
-        out.print(f"{(at - started) * 1e3:8.0f} ms  {escape(head)}")
+        out.print(f"{(at - started) * 1e3:8.0f} ms  {head}")
         for line in details:
-            out.print(f"             {escape(line)}", style="dim")
+            out.print(f"             {line}", style="dim")
 
 
 def _lines(event: Event) -> Sequence[str]:
@@ -103,13 +114,8 @@ def _lines(event: Event) -> Sequence[str]:
             steps = "; ".join(f"step {step.id}: {step.worker} as {step.role}" for step in plan.steps)
             scores = ", ".join(f"{worker} {score:.3f}" for worker, score in (plan.scores or {}).items())
             notes = ", ".join(f"{name} {value}" for name, value in plan.notes.items())
-            masked = [f"not allowed: {', '.join(plan.masked)}"] if plan.masked else []
-            return [
-                f"planned   {steps}  ({decision_ms:.1f} ms)",
-                *([f"scores: {scores}"] if scores else []),
-                *masked,
-                notes,
-            ]
+            details = [scores and f"scores: {scores}", plan.masked and f"not allowed: {', '.join(plan.masked)}", notes]
+            return [f"planned   {steps}  ({decision_ms:.1f} ms)", *(line for line in details if line)]
         case Called():
             return [f"called    {event.worker}  step {event.step}, attempt {event.attempt}, {event.reason}"]
         case Replied(reply=reply):
@@ -146,5 +152,5 @@ def _tokens(usage: Usage) -> str:
 
 
 def _short(text: str) -> str:
-    flat = " ".join(text.split())
+    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())  # no worker steers the terminal
     return flat if len(flat) <= _LONGEST_TEXT else f"{flat[:_LONGEST_TEXT]} … ({len(text)} characters)"

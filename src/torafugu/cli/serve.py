@@ -84,6 +84,8 @@ def _serve_command(args: argparse.Namespace) -> int:
 def _ask_command(args: argparse.Namespace) -> int:
     import asyncio
 
+    if args.question is None and sys.stdin.isatty():
+        err.print("type the question, and end it with ctrl-D", style="dim")
     question = args.question if args.question is not None else sys.stdin.read()
     if not question.strip():
         raise ConfigError("nothing was asked: give a question, or write one to stdin")
@@ -107,7 +109,7 @@ def _ask_command(args: argparse.Namespace) -> int:
                     request, policy, opened.pool, recorder=opened.store.recorder(run_id), on_delta=show, run_id=run_id
                 )
             except FuguError as error:
-                err.print(f"fugu: {error.message}\nrun {run_id}", markup=False)
+                err.print(f"fugu: {error.message}\nrun {run_id}")
                 return 1
         sys.stdout.write("\n")
         who = " -> ".join(run.workers)

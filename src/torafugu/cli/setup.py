@@ -34,6 +34,13 @@ port = 8377
 # env = "FUGU_API_KEY"
 """
 
+_NEXT = """\
+  fugu doctor                                          is everything in order?
+  fugu profile --pool pool.toml --out profile          what can each worker do? (says what it costs, and asks)
+  fugu train selector --data profile --out policy      learn whom to ask
+  fugu eval --policy policy --data profile --promote   is that any better than the best single worker?
+  fugu serve                                           after taking the # off `policy` in fugu.toml"""
+
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     init = commands.add_parser(
@@ -52,15 +59,16 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _init_command(args: argparse.Namespace) -> int:
-    targets = {"pool.toml": _home_pool() if args.home else _found_pool(), "fugu.toml": _INSTALLATION}
-    taken = [name for name in targets if (args.dir / name).exists()]
+    taken = [args.dir / name for name in ("pool.toml", "fugu.toml") if (args.dir / name).exists()]
     if taken and not args.force:
-        raise ConfigError(f"{args.dir / taken[0]} exists: --force overwrites it")
+        raise ConfigError(f"{taken[0]} exists: --force overwrites it")
+    targets = {"pool.toml": _home_pool() if args.home else _found_pool(), "fugu.toml": _INSTALLATION}
     args.dir.mkdir(parents=True, exist_ok=True)
     for name, text in targets.items():
         (args.dir / name).write_text(text)
         out.print(f"wrote {args.dir / name}")
-    out.print("next: fugu doctor; fugu serve; fugu profile --pool pool.toml --out profile; fugu train selector ...")
+    out.print("next:" if args.dir == Path() else f"next, in {args.dir}:")
+    out.print(_NEXT)
     return 0
 
 
@@ -75,7 +83,7 @@ def _found_pool() -> str:
         async with aiohttp.ClientSession(trust_env=False) as session:
             found = await discover(os.environ, session=session)
         for note in found.notes:
-            err.print(note, markup=False)
+            err.print(note)
         if not found.workers:
             raise ConfigError(
                 "no provider key in the environment and no local model server found: set for example OPENAI_API_KEY, "
@@ -89,7 +97,7 @@ def _found_pool() -> str:
 def _doctor_command(args: argparse.Namespace) -> int:
     failed = False
     for is_good, line in _diagnose(installation_from(args)):
-        out.print(f"{'ok  ' if is_good else 'FAIL'}  {line}", markup=False)
+        out.print(f"{'ok  ' if is_good else 'FAIL'}  {line}")
         failed |= not is_good
     return 1 if failed else 0
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
+from ..errors import ConfigError
 from ..grade.by_task import TaskGrader
 from ..grade.task import Task
 from ..pool import open_pool
-from ..pool.prices import resolve_price
 from ..pool.recorded import create_recorded_pool, read_recorded
-from ..pool.spec import PoolSpec
-from ..types import Usage
+from ..pool.spec import NETWORK_DIALECTS, PoolSpec
 from .console import Stages, err, out, percent, print_table, usd
 from .installation import Installation
 
-__all__ = ["add_parsers", "run_profile", "train_selector_command"]
+__all__ = ["add_parsers", "at_least_one", "load_tasks", "run_profile", "train_selector_command"]
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,12 +29,12 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     profile.add_argument("--pool", type=Path, help="pool file (default: the home pool, no keys needed)")
     profile.add_argument("--tasks", default="home", help="`home` (generated), or a JSON-lines file of your own tasks")
-    profile.add_argument("--n", type=int, default=600, help="how many home tasks (default 600)")
-    profile.add_argument("--repeats", type=int, default=1, help="answers per worker and task (default 1)")
+    profile.add_argument("--n", type=at_least_one, default=600, help="how many home tasks (default 600)")
+    profile.add_argument("--repeats", type=at_least_one, default=1, help="answers per worker and task (default 1)")
     profile.add_argument("--seed", type=int, default=0, help="of the home tasks (default 0)")
     profile.add_argument("--out", type=Path, required=True, help="folder to write")
-    profile.add_argument("--max-usd", type=Decimal, help="stop before the next call once this is spent")
-    profile.add_argument("--yes", action="store_true", help="do not ask before spending money")
+    profile.add_argument("--max-usd", type=_usd_limit, help="begin no further call once this run has spent this")
+    profile.add_argument("--yes", action="store_true", help="do not ask before calling workers that may cost money")
     profile.set_defaults(run=_profile_command)
     train = commands.add_parser("train", help="train a coordinator")
     kinds = train.add_subparsers(dest="kind", required=True, metavar="KIND")
@@ -57,14 +56,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _profile_command(args: argparse.Namespace) -> int:
     spec = Installation(pool=args.pool).read_pool()
     tasks = load_tasks(args.tasks, n=args.n, seed=args.seed)
-    return run_profile(
-        spec,
-        tasks,
-        args.out,
-        repeats=args.repeats,
-        max_usd=args.max_usd,
-        is_confirmed=args.yes or not sys.stdin.isatty(),
-    )
+    return run_profile(spec, tasks, args.out, repeats=args.repeats, max_usd=args.max_usd, is_confirmed=args.yes)
 
 
 def load_tasks(source: str, *, n: int, seed: int) -> list[Task]:
@@ -81,18 +73,37 @@ def load_tasks(source: str, *, n: int, seed: int) -> list[Task]:
 def run_profile(
     spec: PoolSpec, tasks: list[Task], folder: Path, *, repeats: int, max_usd: Decimal | None, is_confirmed: bool
 ) -> int:
-    from ..train.profile import Tally, estimate_cost_usd, open_profile, plan_jobs, profile
+    from ..train.profile import (
+        ASSUMED_OUTPUT_TOKENS,
+        Tally,
+        estimate_cost_usd,
+        find_rates,
+        open_profile,
+        plan_jobs,
+        profile,
+    )
 
-    done = open_profile(folder, tasks, spec)
+    rates = find_rates(spec.worker)
+    if max_usd is not None and (unpriced := [worker for worker, rate in rates.items() if rate is None]):
+        raise ConfigError(
+            f"--max-usd {max_usd} cannot be kept: the price of {', '.join(unpriced)} is unknown; "
+            "declare `prices` in the pool file"
+        )
+    done = open_profile(folder, tasks, spec, rates)
     jobs = plan_jobs(tasks, [worker.id for worker in spec.worker], repeats, done)
     if done:
         err.print(f"{len(done)} answers are there already")
     if not jobs:
         err.print(f"{folder}: nothing left to ask")
         return 0
-    estimate = estimate_cost_usd(jobs, _rates(spec))
-    err.print(f"{len(jobs)} calls, estimated cost {usd(estimate)} (assuming 600 tokens per answer)")
-    if not is_confirmed and estimate != 0 and input("Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+    estimate = estimate_cost_usd(jobs, rates)
+    is_paid = estimate != 0 and any(worker.dialect in NETWORK_DIALECTS for worker in spec.worker)
+    invented = "" if is_paid or not estimate else ", at invented prices: nobody is paid"
+    err.print(
+        f"{len(jobs)} calls, estimated cost {usd(estimate)} ({ASSUMED_OUTPUT_TOKENS} tokens per answer{invented})"
+    )
+    if is_paid and not is_confirmed and not _wants_to_go_on():
+        err.print("nothing was asked")
         return 1
 
     async def go() -> Tally:
@@ -117,8 +128,18 @@ def run_profile(
     for failure, count in tally.failures.most_common():
         err.print(f"not scored: {failure} ({count} times); run the same command again to ask again")
     if tally.stopped_by:
-        err.print(f"stopped by --max-usd {max_usd}: run the same command with a higher limit to go on")
+        err.print(f"stopped by --max-usd {max_usd}: run the same command again to go on, and spend up to that again")
     return 1 if tally.failures or tally.stopped_by else 0
+
+
+def _wants_to_go_on() -> bool:
+    """Raises ConfigError: there is nobody to ask."""
+    if not sys.stdin.isatty():
+        raise ConfigError("these workers may cost money, and nobody can be asked here: --yes goes on without asking")
+    try:
+        return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def _train_command(args: argparse.Namespace) -> int:
@@ -165,13 +186,19 @@ def train_selector_command(
     return 0
 
 
-def _rates(spec: PoolSpec) -> dict[str, tuple[Decimal, Decimal] | None]:
-    """USD per million input and output tokens, by worker."""
-    rates: dict[str, tuple[Decimal, Decimal] | None] = {}
-    for worker in spec.worker:
-        price = resolve_price(worker)
-        of_input = price and price.cost_usd(Usage(input_tokens=1_000_000, output_tokens=0))
-        of_output = price and price.cost_usd(Usage(input_tokens=0, output_tokens=1_000_000))
-        known = of_input is not None and of_output is not None
-        rates[worker.id] = (of_input, of_output) if known else None  # type: ignore[assignment]  # both are known
-    return rates
+def at_least_one(text: str) -> int:
+    """An argument that counts something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return number
+
+
+def _usd_limit(text: str) -> Decimal:
+    try:
+        limit = Decimal(text)
+    except InvalidOperation:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not (limit.is_finite() and limit > 0):
+        raise argparse.ArgumentTypeError(f"{text}: expected more than 0")
+    return limit

@@ -41,7 +41,7 @@ def read_tasks(path: Path) -> list[Task]:
             continue
         try:
             row = msgspec.json.decode(line, type=_Line)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: line {number}: {error}") from None
         task = _to_task(row, number, path.stem)
         if task.id in tasks:

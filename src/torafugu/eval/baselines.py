@@ -18,8 +18,8 @@ __all__ = [
     "oracle_score",
     "random_score",
     "rank_workers",
+    "ranked_score",
     "score_of_choice",
-    "single_score",
     "vote_score",
 ]
 
@@ -42,30 +42,36 @@ def score_of_choice(target: OutcomeMatrix, columns: Ints) -> Floats:
     return picked
 
 
-def single_score(target: OutcomeMatrix, column: int) -> Floats:
-    """One worker on everything; a question it was never asked counts as wrong, as it gave no answer."""
-    return np.nan_to_num(target.first[:, column], nan=0.0)
+def ranked_score(target: OutcomeMatrix, ranking: Ints) -> Floats:
+    """The first worker of the ranking on everything; where it was never asked, the next one that was stands in."""
+    scores: Floats = np.full(len(target), np.nan)
+    for column in ranking:
+        scores = np.where(np.isfinite(scores), scores, target.first[:, column])
+    return scores
 
 
 def random_score(target: OutcomeMatrix) -> Floats:
-    """Expected score of a worker drawn evenly among those that were asked."""
-    mean: Floats = np.nanmean(target.first, axis=1)
+    """Expected score of a worker drawn evenly among those that were asked; NaN where nobody was."""
+    asked = np.isfinite(target.first)
+    count = asked.sum(1)
+    mean: Floats = np.where(count > 0, np.where(asked, target.first, 0).sum(1) / np.maximum(count, 1), np.nan)
     return mean
 
 
 def oracle_score(target: OutcomeMatrix) -> Floats:
-    """The best that any choice of one worker per question could reach."""
-    best: Floats = np.nanmax(target.first, axis=1)
+    """The best that any choice of one worker per question could reach; NaN where nobody was asked."""
+    best: Floats = np.fmax.reduce(target.first, axis=1)  # passes over NaN
     return best
 
 
 def choose_per_category(train: OutcomeMatrix, target: OutcomeMatrix) -> Ints:
     """The best worker of each category in training; an unknown category gets the best single worker."""
     overall = best_single(train)
-    of_category = {
-        category: best_single(train.rows(np.flatnonzero(train.categories == category)))
-        for category in np.unique(train.categories)
-    }
+    of_category = {}
+    for category in np.unique(train.categories):
+        rows = train.rows(np.flatnonzero(train.categories == category))
+        if np.isfinite(rows.mean).any():
+            of_category[category] = best_single(rows)
     return np.array([of_category.get(category, overall) for category in target.categories], dtype=np.int64)
 
 

@@ -6,7 +6,7 @@ answers. The baselines are read off the same answers. What a baseline learns, it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +24,8 @@ from .baselines import (
     oracle_score,
     random_score,
     rank_workers,
+    ranked_score,
     score_of_choice,
-    single_score,
     vote_score,
 )
 from .matrix import OutcomeMatrix
@@ -35,11 +35,17 @@ from .stats import gap_closed, paired_bootstrap, routing_entropy_bits
 __all__ = ["LearnedBaselines", "Measured", "measure_baselines", "run_policy", "summarise"]
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 Hidden = npt.NDArray[np.float32]
 Progress = Callable[[int], None]
 """Told how many more units are done."""
 
 BOOTSTRAP_SAMPLES = 10_000
+_LEARNERS: Mapping[str, Callable[[], KNearest | SupportVectors]] = {
+    "knn": KNearest,
+    "svm_linear": lambda: SupportVectors("linear"),
+    "svm_rbf": lambda: SupportVectors("rbf"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,12 +71,19 @@ class LearnedBaselines:
 async def run_policy(
     target: OutcomeMatrix, policy: Policy, pool: Caller, *, known: frozenset[str], progress: Progress | None = None
 ) -> list[Episode]:
-    """An episode per question. Only workers that were asked the question, and that the policy knows, may be called."""
+    """An episode per question. Only workers that were asked the question, and that the policy knows, may be called.
+
+    Where there is none, nothing can be known of the policy: the question is not scored.
+    """
     grader = RecordedGrader(target.recorded)
     episodes = []
     for i, question in enumerate(target.questions):
         asked = frozenset(w for j, w in enumerate(target.workers) if np.isfinite(target.first[i, j]))
-        episodes.append(await run_episode(question_to_task(question), policy, pool, grader, allowed=asked & known))
+        task = question_to_task(question)
+        if allowed := asked & known:
+            episodes.append(await run_episode(task, policy, pool, grader, allowed=allowed))
+        else:
+            episodes.append(Episode(task=task.id, score=None, fault="grader", code="no_outcome"))
         if progress:
             progress(1)
     return episodes
@@ -79,27 +92,37 @@ async def run_policy(
 def measure_baselines(
     train: OutcomeMatrix, validation: OutcomeMatrix, target: OutcomeMatrix, learned: LearnedBaselines | None
 ) -> list[Measured]:
-    """Random, per-category best, votes, neighbours, support vectors. `learned` None: the last two are not measured."""
-    found = [
-        Measured(name="random", scores=random_score(target), calls=1),
-        Measured(name="best_per_category", scores=_fill(target, choose_per_category(train, target), train), calls=1),
-    ]
-    ranking = rank_workers(train)
+    """Random, per-category best, votes, neighbours, support vectors. `learned` None: the last two are not measured.
+
+    Without training questions only random is: all others choose on them.
+    """
+    found = [Measured(name="random", scores=random_score(target), calls=1)]
+    if len(train) == 0:
+        names = ("best_per_category", "vote_3", "vote_5", *_LEARNERS)
+        return found + [
+            Measured(name=name, scores=None, why_not="no training questions to choose on") for name in names
+        ]
+    per_category = _fill(target, choose_per_category(train, target), train)
+    found.append(Measured(name="best_per_category", scores=per_category, calls=1))
+    ranking = [int(j) for j in rank_workers(train)]
     for size in (3, 5):
         if len(ranking) < size:
             found.append(Measured(name=f"vote_{size}", scores=None, why_not=f"the pool has {len(ranking)} workers"))
         else:
-            found.append(
-                Measured(name=f"vote_{size}", scores=vote_score(target, [int(j) for j in ranking[:size]]), calls=size)
-            )
-    for name, chooser in (
-        ("knn", KNearest()),
-        ("svm_linear", SupportVectors("linear")),
-        ("svm_rbf", SupportVectors("rbf")),
-    ):
+            found.append(Measured(name=f"vote_{size}", scores=vote_score(target, ranking[:size]), calls=size))
+    return found + _measure_learners(train, validation, target, learned)
+
+
+def _measure_learners(
+    train: OutcomeMatrix, validation: OutcomeMatrix, target: OutcomeMatrix, learned: LearnedBaselines | None
+) -> list[Measured]:
+    found = []
+    for name, new_chooser in _LEARNERS.items():
         if learned is None:
-            found.append(Measured(name=name, scores=None, why_not="no training questions to learn from"))
+            why_not = "no training and validation questions to learn from"
+            found.append(Measured(name=name, scores=None, why_not=why_not))
             continue
+        chooser = new_chooser()
         try:
             chooser.fit(learned.train, train.mean, learned.validation, validation.mean)
         except ConfigError as error:
@@ -110,9 +133,12 @@ def measure_baselines(
 
 
 def summarise(
-    target: OutcomeMatrix, episodes: Sequence[Episode], single: int, baselines: Sequence[Measured], *, seed: int
+    target: OutcomeMatrix, episodes: Sequence[Episode], ranking: Ints, baselines: Sequence[Measured], *, seed: int
 ) -> dict[str, Json]:
-    """The numbers of the JSON artefact. Questions whose episode was not scored are left out, and counted."""
+    """The numbers of the JSON artefact. Questions whose episode was not scored are left out, and counted.
+
+    `ranking` holds the columns of all workers, the best single one first; the others stand in where it was never asked.
+    """
     scored = np.array([e.score is not None for e in episodes])
     if not scored.any():
         raise ConfigError(
@@ -121,46 +147,62 @@ def summarise(
     rows = [i for i, is_scored in enumerate(scored) if is_scored]
     kept = target.rows(rows)
     ours = np.array([episodes[i].score for i in rows], dtype=np.float64)
-    theirs = single_score(kept, single)
+    single = int(ranking[0])
+    theirs = ranked_score(kept, ranking)
     oracle = oracle_score(kept)
     gain = paired_bootstrap(ours, theirs, samples=BOOTSTRAP_SAMPLES, seed=seed)
-    by_family = paired_bootstrap(ours, theirs, groups=kept.families, samples=BOOTSTRAP_SAMPLES, seed=seed)
-    chosen = [episodes[i].answered_by or "" for i in rows]
+    chosen = [episodes[i].answered_by for i in rows]  # None: the policy or the budget failed
     shares = {w: chosen.count(w) / len(chosen) for w in kept.workers if w in chosen}
     return {
         "n": len(rows),
         "unscored": {"count": int((~scored).sum()), "why": _count(e for e in episodes if e.score is None)},
         "accuracy": float(ours.mean()),
-        "best_single": {"worker": kept.workers[single], "accuracy": float(theirs.mean())},
+        "best_single": {
+            "worker": kept.workers[single],
+            "accuracy": float(theirs.mean()),
+            "asked_share": float(np.isfinite(kept.first[:, single]).mean()),
+        },
         "gain": {"mean": gain.mean, "low": gain.low, "high": gain.high, "level": 0.95, "method": "paired bootstrap"},
-        "gain_by_family": {"low": by_family.low, "high": by_family.high, "families": len(np.unique(kept.families))},
+        "gain_by_family": _gain_by_family(kept, ours, theirs, seed=seed),
         "oracle": float(oracle.mean()),
         "gap_closed": gap_closed(float(ours.mean()), float(theirs.mean()), float(oracle.mean())),
         "calls_mean": float(np.mean([episodes[i].calls for i in rows])),
-        **_costs(kept, chosen, single),
+        **_costs(kept, [episodes[i] for i in rows], single),
         "baselines": {m.name: None if m.scores is None else float(m.scores[rows].mean()) for m in baselines},
         "baseline_calls": {m.name: m.calls for m in baselines},
         "baselines_not_measured": {m.name: m.why_not for m in baselines if m.scores is None},
         "workers": {w: _mean(kept.first[:, j]) for j, w in enumerate(kept.workers)},
         "shares": dict(sorted(shares.items(), key=lambda item: -item[1])),
-        "routing_entropy_bits": routing_entropy_bits([chosen.count(w) for w in kept.workers]),
+        "routing_entropy_bits": routing_entropy_bits([chosen.count(w) for w in shares]) if shares else None,
         "by_category": _by_category(kept, ours, theirs, oracle),
     }
 
 
-def _fill(target: OutcomeMatrix, columns: npt.NDArray[np.int64], train: OutcomeMatrix) -> Floats:
+def _gain_by_family(kept: OutcomeMatrix, ours: Floats, theirs: Floats, *, seed: int) -> dict[str, Json]:
+    """The interval when whole families are drawn; of one family there is none."""
+    families = len(np.unique(kept.families))
+    if families < 2:
+        return {"low": None, "high": None, "families": families}
+    interval = paired_bootstrap(ours, theirs, groups=kept.families, samples=BOOTSTRAP_SAMPLES, seed=seed)
+    return {"low": interval.low, "high": interval.high, "families": families}
+
+
+def _fill(target: OutcomeMatrix, columns: Ints, train: OutcomeMatrix) -> Floats:
     """The score of a choice; where the chosen worker was never asked, the best one in training that was stands in."""
     scores = score_of_choice(target, columns)
-    for column in rank_workers(train):
-        scores = np.where(np.isfinite(scores), scores, target.first[:, column])
-    return scores
+    return np.where(np.isfinite(scores), scores, ranked_score(target, rank_workers(train)))
 
 
-def _costs(kept: OutcomeMatrix, chosen: Sequence[str], single: int) -> dict[str, Json]:
+def _costs(kept: OutcomeMatrix, episodes: Sequence[Episode], single: int) -> dict[str, Json]:
     column_of = {worker: j for j, worker in enumerate(kept.workers)}
-    ours = np.array([kept.cost_usd[i, column_of[w]] for i, w in enumerate(chosen)])
+    ours, latency = np.full(len(kept), np.nan), np.full(len(kept), np.nan)
+    for i, episode in enumerate(episodes):
+        if episode.answered_by is not None:
+            column = column_of[episode.answered_by]
+            ours[i], latency[i] = kept.cost_usd[i, column], kept.latency_s[i, column]
+        elif episode.cost_usd is not None:
+            ours[i] = float(episode.cost_usd)
     theirs = kept.cost_usd[:, single]
-    latency = np.array([kept.latency_s[i, column_of[w]] for i, w in enumerate(chosen)])
     return {
         "cost_usd": _total(ours),
         "cost_known_share": float(np.isfinite(ours).mean()),

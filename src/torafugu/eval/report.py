@@ -15,8 +15,9 @@ from ..errors import ConfigError
 from ..orchestrate.head import Head
 from ..orchestrate.selector import Selector
 from ..pool.recorded import RecordedSet, create_recorded_pool
+from .baselines import rank_workers
 from .evaluate import LearnedBaselines, measure_baselines, run_policy, summarise
-from .matrix import OutcomeMatrix, best_single, build_matrix
+from .matrix import OutcomeMatrix, build_matrix
 from .provenance import describe_data, find_commit
 from .states import BulkEncoder, KnownStates, encode_questions
 
@@ -58,7 +59,7 @@ def evaluate(
     if len(target) == 0:
         found = ", ".join(sorted({q.split for q in matrix.questions}))
         raise ConfigError(f"{recorded.path}: no questions of split {split!r}: the folder has {found}")
-    single, chosen_on = _best_single(head, train, target)
+    ranking, chosen_on = _rank(head, train, target)
     models = {worker.id: worker.model for worker in head.card.workers}
     known = {w: recorded.models[w] for w in target.workers if w in models}
     if not known:
@@ -78,7 +79,7 @@ def evaluate(
     report.say("measuring the baselines")
     baselines = measure_baselines(train, validation, target, _learned(states, train, validation))
     return {
-        **summarise(target, episodes, single, baselines, seed=seed),
+        **summarise(target, episodes, ranking, baselines, seed=seed),
         "best_single_chosen_on": chosen_on,
         "policy": {"id": selector.id, "training": dict(head.card.training), "encoder": head.card.encoder},
         "workers_unknown_to_head": [w for w in target.workers if w not in models],
@@ -91,14 +92,16 @@ def evaluate(
     }
 
 
-def _best_single(head: Head, train: OutcomeMatrix, target: OutcomeMatrix) -> tuple[int, str]:
-    """Chosen on the data's own training split; without one, the card says who it was in training."""
+def _rank(head: Head, train: OutcomeMatrix, target: OutcomeMatrix) -> tuple[npt.NDArray[np.int64], str]:
+    """Columns, the best single worker first: by the data's own training split; without one, the card names it."""
     if len(train):
-        return best_single(train), "train split of the data"
+        return rank_workers(train), "train split of the data"
     named = head.card.baselines["best_single"]["worker"]
     if named not in target.workers:
         raise ConfigError(f"the data has no training split, and not the head's best single worker {named!r} either")
-    return target.workers.index(named), "the head's card"
+    first = target.workers.index(named)
+    others = [j for j in range(len(target.workers)) if j != first]
+    return np.array([first, *others], dtype=np.int64), "the head's card"
 
 
 def _learned(

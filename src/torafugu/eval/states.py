@@ -1,12 +1,14 @@
 """Hidden states of questions, kept on disk: encoding is most of the time of a training run, and never changes.
 
-The cache is a folder of `.npy` files named by the encoder and by the texts. It may be deleted at any time.
+The cache is a folder per encoder, of files named by the texts in them. It may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,14 +16,20 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ConfigError
 from ..orchestrate.encoder import Encoding
 from ..pool.recorded import Question
 from ..types import Message
 
 __all__ = ["BulkEncoder", "KnownStates", "default_cache", "encode_questions"]
 
+_log = logging.getLogger(__name__)
+
 _CHUNK = 64
 """Questions per cache write and progress step."""
+_SUFFIX = ".states"
+_KEY_BYTES = 16
+_DIGEST_BYTES = 32
 
 
 class BulkEncoder(Protocol):
@@ -51,7 +59,11 @@ def encode_questions(
     cache: Path | None,
     progress: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """(n, dim). `cache` None keeps nothing. `progress` is told how many more are known."""
+    """(n, dim). `cache` None keeps nothing. `progress` is told how many more are known.
+
+    Raises:
+        ConfigError: the cache folder cannot be written.
+    """
     out = np.empty((len(questions), encoder.dim), np.float32)
     held = _Held(cache, encoder.name, encoder.dim)
     unknown: list[int] = []
@@ -86,18 +98,22 @@ class KnownStates:
 
 
 class _Held:
-    """One file per chunk of newly encoded texts: keys (n, 16) uint8 and states (n, dim)."""
+    """One file per chunk of newly encoded texts: SHA-256 of the rest, keys (n, 16), states (n, dim) little-endian.
+
+    A file that is damaged is passed over with a warning: what it held is encoded again.
+    """
 
     def __init__(self, cache: Path | None, encoder: str, dim: int) -> None:
         self._folder = None if cache is None else cache / hashlib.sha256(encoder.encode()).hexdigest()[:16]
+        self._dim = dim
         self._states: dict[bytes, npt.NDArray[np.float32]] = {}
         if self._folder is None or not self._folder.is_dir():
             return
-        for path in sorted(self._folder.glob("*.npz")):
-            with np.load(path, allow_pickle=False) as file:
-                if file["states"].shape[1:] == (dim,):
-                    keys = (key.tobytes() for key in file["keys"])
-                    self._states.update(zip(keys, file["states"], strict=True))
+        for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+            try:
+                self._states.update(self._unpack(path.read_bytes()))
+            except (OSError, ValueError) as error:
+                _log.warning("%s: hidden states are encoded again: %s", path, error)
 
     def get(self, text: str) -> npt.NDArray[np.float32] | None:
         return self._states.get(_key(text))
@@ -105,14 +121,30 @@ class _Held:
     def put(self, texts: Sequence[str], states: npt.NDArray[np.float32]) -> None:
         if self._folder is None:
             return
-        keys = np.array([np.frombuffer(_key(text), np.uint8) for text in texts])
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{hashlib.sha256(keys.tobytes()).hexdigest()[:24]}.npz"
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            np.savez(file, keys=keys, states=states)
-        partial.rename(path)  # whole or not at all
+        keys = b"".join(map(_key, texts))
+        path = self._folder / f"{hashlib.sha256(keys).hexdigest()[:24]}{_SUFFIX}"
+        partial = path.with_suffix(f".{secrets.token_hex(8)}.partial")  # others may be writing the very same chunk
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            body = keys + states.astype("<f4").tobytes()
+            partial.write_bytes(self._digest(body) + body)
+            partial.replace(path)  # whole or not at all
+        except OSError as error:
+            raise ConfigError(
+                f"{self._folder}: hidden states cannot be kept: {error.strerror}: choose another folder with --cache"
+            ) from None
+
+    def _unpack(self, raw: bytes) -> dict[bytes, npt.NDArray[np.float32]]:
+        body = raw[_DIGEST_BYTES:]
+        if self._digest(body) != raw[:_DIGEST_BYTES]:
+            raise ValueError("its content does not have the SHA-256 that it begins with")
+        count = len(body) // (_KEY_BYTES + 4 * self._dim)
+        states = np.frombuffer(body, "<f4", offset=count * _KEY_BYTES).reshape(count, self._dim).astype(np.float32)
+        return {body[i * _KEY_BYTES : (i + 1) * _KEY_BYTES]: state for i, state in enumerate(states)}
+
+    def _digest(self, body: bytes) -> bytes:
+        return hashlib.sha256(self._dim.to_bytes(4, "little") + body).digest()
 
 
 def _key(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:_KEY_BYTES]

@@ -15,12 +15,10 @@ class RecordedGrader:
     """The verdict that the collection holds for this very answer."""
 
     def __init__(self, recorded: RecordedSet) -> None:
-        self._score_of = {
-            completion_id(sample): sample.correct for rows in recorded.samples.values() for sample in rows
-        }
+        self._samples = {completion_id(sample): sample for rows in recorded.samples.values() for sample in rows}
 
     def grade(self, task: Task, reply: Reply) -> Verdict:
-        score = self._score_of.get(reply.provider_id or "")
-        if score is None or not (reply.provider_id or "").startswith(f"{task.id}#"):
+        sample = self._samples.get(reply.provider_id or "")
+        if sample is None or sample.qid != task.id:
             raise GradeError(f"task {task.id!r}: no recorded verdict for completion {reply.provider_id!r}")
-        return Verdict(score=float(score), correct=score >= 0.999)
+        return Verdict(score=sample.correct, correct=sample.correct >= 0.999)

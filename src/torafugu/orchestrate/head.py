@@ -56,6 +56,13 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it was promoted, on what interval, and whether by force."""
 
 
+class _Kind(msgspec.Struct, frozen=True):
+    """What every card says of itself."""
+
+    schema: int
+    kind: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureMap:
     """Fixed before the head is trained: z = (h - mean) @ projection, then z or its nearness to landmarks; last a 1.
@@ -100,14 +107,16 @@ class Head:
         """Probability of each allowed worker, best first. Others get -inf before the softmax, that is, no probability.
 
         Raises:
-            ModelError: none of the head's workers is allowed.
+            ModelError: none of the head's workers is allowed, or the hidden state is not one of numbers.
         """
-        logits = self.weight @ self.features(hidden[None])[0]  # (L,)
+        logits = (self.weight @ self.features(hidden[None])[0]).astype(np.float64)  # (L,)
+        if not np.isfinite(logits).all():
+            raise ModelError(f"head {self.id}: scores are not finite: {logits}")
         mask = np.array([worker.id in allowed for worker in self.card.workers])
         if not mask.any():
             raise ModelError(f"head {self.id}: none of its workers is allowed: {', '.join(sorted(allowed)) or 'none'}")
         probabilities = softmax(np.where(mask, logits, -np.inf))
-        order = np.argsort(-probabilities, kind="stable")
+        order = np.argsort(-logits, kind="stable")  # of the logits: far below the best, probabilities tie at 0
         return {self.card.workers[i].id: float(probabilities[i]) for i in order if mask[i]}
 
     def check_pool(self, pool: Mapping[str, str]) -> None:
@@ -135,34 +144,43 @@ class Head:
     def save(self, folder: Path) -> None:
         """Write both files; the card goes last, so that a folder with a card is whole."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "head.safetensors").write_bytes(_pack(self.features, self.weight))
-        (folder / "card.json").write_bytes(msgspec.json.format(msgspec.json.encode(self.card), indent=1) + b"\n")
+        _replace(folder / "head.safetensors", _pack(self.features, self.weight))
+        _replace(folder / "card.json", msgspec.json.format(msgspec.json.encode(self.card), indent=1) + b"\n")
 
     @staticmethod
     def create(features: FeatureMap, weight: Array, card: Card) -> Head:
-        """A head whose card names the hash of these weights."""
-        digest = hashlib.sha256(_pack(features, weight)).hexdigest()
-        return Head(features, weight.astype(np.float32), msgspec.structs.replace(card, weights_sha256=digest))
+        """The head that loading these weights will give; its card names their hash.
+
+        Raises:
+            ModelError: the shapes do not fit together, or a weight is not finite.
+        """
+        raw = _pack(features, weight)
+        card = msgspec.structs.replace(card, weights_sha256=hashlib.sha256(raw).hexdigest())
+        return Head(*_unpack(load_tensors(raw), card, "created head"), card)
 
     @staticmethod
     def load(folder: Path) -> Head:
         """Raises ModelError: a file is missing, damaged, of another kind, or the weights are not the card's."""
         card_path, weights_path = folder / "card.json", folder / "head.safetensors"
         try:
-            card = msgspec.json.decode(card_path.read_bytes(), type=Card)
-            raw = weights_path.read_bytes()
-            tensors = load_tensors(raw)
+            raw_card, raw = card_path.read_bytes(), weights_path.read_bytes()
+            kind = msgspec.json.decode(raw_card, type=_Kind)  # first: another kind has other fields
+            if (kind.schema, kind.kind) != (CARD_SCHEMA, "selector"):
+                raise ModelError(
+                    f"{card_path}: a {kind.kind!r} of schema {kind.schema}: expected 'selector', {CARD_SCHEMA}"
+                )
+            card = msgspec.json.decode(raw_card, type=Card)
+            if (digest := hashlib.sha256(raw).hexdigest()) != card.weights_sha256:
+                raise ModelError(
+                    f"{weights_path}: damaged, or not the card's: SHA-256 {digest[:12]}, "
+                    f"expected {card.weights_sha256[:12]}"
+                )
+            return Head(*_unpack(load_tensors(raw), card, str(folder)), card)
         except FileNotFoundError as error:
             raise ModelError(f"{folder}: no trained head here: {Path(error.filename).name} is missing") from None
-        except (OSError, msgspec.MsgspecError, SafetensorError) as error:
+        # ValueError: no JSON, no UTF-8, or of a wrong type; KeyError: a dtype that numpy lacks
+        except (OSError, ValueError, SafetensorError, KeyError) as error:
             raise ModelError(f"{folder}: damaged head: {error}") from None
-        if (card.schema, card.kind) != (CARD_SCHEMA, "selector"):
-            raise ModelError(
-                f"{card_path}: a {card.kind!r} of schema {card.schema}: expected 'selector', {CARD_SCHEMA}"
-            )
-        if (digest := hashlib.sha256(raw).hexdigest()) != card.weights_sha256:
-            raise ModelError(f"{weights_path}: SHA-256 {digest[:12]} is not the card's {card.weights_sha256[:12]}")
-        return Head(*_unpack(tensors, card, folder), card)
 
 
 def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
@@ -185,20 +203,36 @@ def _pack(features: FeatureMap, weight: Array) -> bytes:
     return packed
 
 
-def _unpack(tensors: Mapping[str, Array], card: Card, folder: Path) -> tuple[FeatureMap, Array]:
-    try:
-        features = FeatureMap(
-            tensors["features.mean"],
-            tensors["features.projection"],
-            tensors.get("features.landmarks"),
-            float(tensors["features.gamma"][0]),
-        )
-        weight = tensors["head.weight"]
-    except KeyError as error:
-        raise ModelError(f"{folder}: damaged head: no tensor {error}") from None
-    if weight.shape != (len(card.workers), features.size):
-        raise ModelError(
-            f"{folder}: head of shape {weight.shape}: expected {(len(card.workers), features.size)}, "
-            "a row for each worker of the card"
-        )
-    return features, weight
+def _unpack(tensors: Mapping[str, Array], card: Card, where: str) -> tuple[FeatureMap, Array]:
+    def take(name: str, *shape: int | None) -> Array:
+        """The tensor of this shape; None is any length."""
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise ModelError(f"{where}: no tensor {name!r}: expected one of shape {shape}")
+        fits = len(tensor.shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, tensor.shape, strict=True))
+        if not fits or tensor.dtype != np.float32 or not np.isfinite(tensor).all():
+            raise ModelError(
+                f"{where}: tensor {name!r} of shape {tensor.shape}, {tensor.dtype}: "
+                f"expected {shape}, float32, finite numbers only"
+            )
+        return tensor
+
+    mean = take("features.mean", None)
+    projection = take("features.projection", len(mean), None)
+    has_landmarks = "features.landmarks" in tensors
+    features = FeatureMap(
+        mean,
+        projection,
+        take("features.landmarks", None, projection.shape[1]) if has_landmarks else None,
+        float(take("features.gamma", 1)[0]),
+    )
+    if len(ids := {worker.id for worker in card.workers}) != len(card.workers) or not ids:
+        raise ModelError(f"{where}: the card names {len(card.workers)} workers, {len(ids)} of them different")
+    return features, take("head.weight", len(card.workers), features.size)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Whole or not at all: a folder that is being saved anew must not lose what it held."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)

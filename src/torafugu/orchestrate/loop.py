@@ -71,7 +71,8 @@ async def orchestrate(
 ) -> Run:
     """One request, from question to answer. `on_delta` receives the answer's tokens as they come.
 
-    Returns the run with its `answer`; `answer` is None only when the budget ended before any reply.
+    Returns the run with its `answer`. A budget that ends keeps the best reply so far; `answer` is None only when there
+    is none, or when a part of another one may already have been streamed.
 
     Raises:
         FuguError: whose `fault` says why there is no answer; the run's last event says the same.
@@ -88,12 +89,15 @@ async def orchestrate(
         )
     )
     try:
-        async with asyncio.timeout(budget.seconds) as deadline:
-            stopped_by = await _decide_and_execute(run, policy, pool, budget=budget, on_delta=on_delta)
-    except TimeoutError:
-        if not deadline.expired():  # not ours: nothing below may leak one
-            raise
-        stopped_by = "budget:seconds"
+        try:
+            async with asyncio.timeout(budget.seconds) as deadline:
+                stopped_by = await _decide_and_execute(run, policy, pool, budget=budget, on_delta=on_delta)
+        except TimeoutError:
+            if not deadline.expired():  # not ours: nothing below may leak one
+                raise
+            stopped_by = "budget:seconds"
+        if run.answer is None and (best := _best_so_far(run, is_streaming=on_delta is not None)) is not None:
+            _answer(run, best)
     except asyncio.CancelledError:
         _stop(run, "client_closed")
         raise
@@ -118,12 +122,10 @@ async def _decide_and_execute(
         if isinstance(decision, Answer):
             if decision.step not in run.replies:
                 raise PlanError(f"policy {policy.id!r} answers with step {decision.step}, which has no reply")
-            run.answer = run.replies[decision.step]
-            run.record(Answered(step=decision.step, worker=run.answer.worker))
+            _answer(run, decision.step)
             return "answer"
         limit = budget.spent_by(run)
         if limit is not None:
-            run.answer = next(reversed(run.replies.values()), None)
             return f"budget:{limit}"
         _check(decision, run, pool)
         decision_ms = (time.perf_counter() - started) * 1e3
@@ -134,10 +136,28 @@ async def _decide_and_execute(
         await _execute(decision, run, pool, on_delta)
 
 
+def _answer(run: Run, step: int) -> None:
+    run.answer = run.replies[step]
+    run.record(Answered(step=step, worker=run.answer.worker))
+
+
+def _best_so_far(run: Run, *, is_streaming: bool) -> int | None:
+    """The step whose reply stands in when the budget ended: the final one, else the latest."""
+    final = [step.id for planned in run.plans for step in planned.plan.steps if step.is_final]
+    replied = [step for step in final if step in run.replies]
+    if replied:
+        return replied[-1]
+    if final and is_streaming:  # its first tokens may have left: another answer must not follow them
+        return None
+    return next(reversed(run.replies), None)
+
+
 def _check(plan: Plan, run: Run, pool: Caller) -> None:
     """A plan that cannot be executed is the policy's fault, found before anything is paid for."""
     if not plan.steps:
         raise PlanError("the plan has no steps")
+    if len(final := [step.id for step in plan.steps if step.is_final]) > 1:
+        raise PlanError(f"steps {final} are all final: one reply is the answer")
     known = set(run.replies)
     allowed = run.request.allowed
     for step in plan.steps:
@@ -145,6 +165,8 @@ def _check(plan: Plan, run: Run, pool: Caller) -> None:
             raise PlanError(f"step {step.id} is planned twice")
         if unseen := set(step.sees) - known:
             raise PlanError(f"step {step.id} sees {sorted(unseen)}: no such earlier step")
+        if step.instruction is not None or step.sees:
+            raise PlanError(f"step {step.id} has an instruction or sees other steps: no policy here plans that yet")
         for worker in (step.worker, *step.alternates):
             if worker not in pool.ids:
                 raise PlanError(f"step {step.id} names worker {worker!r}: the pool has {', '.join(sorted(pool.ids))}")
@@ -157,26 +179,15 @@ async def _execute(plan: Plan, run: Run, pool: Caller, on_delta: OnDelta | None)
     if len(plan.steps) == 1:  # spares the task group, on the path of every `fugu` request
         await _call(plan.steps[0], run, pool, on_delta)
         return
-    done = {step.id: asyncio.Event() for step in plan.steps}
-
-    async def call(step: Step) -> None:
-        for earlier in step.sees:
-            if earlier in done:
-                await done[earlier].wait()
-        await _call(step, run, pool, on_delta)
-        done[step.id].set()
-
     try:
         async with asyncio.TaskGroup() as group:
             for step in plan.steps:
-                group.create_task(call(step), name=f"step {step.id}")
+                group.create_task(_call(step, run, pool, on_delta), name=f"step {step.id}")
     except BaseExceptionGroup as failures:  # the first fault ends the plan, and its siblings with it
         raise failures.exceptions[0] from None
 
 
 async def _call(step: Step, run: Run, pool: Caller, on_delta: OnDelta | None) -> None:
-    if step.instruction is not None or step.sees:
-        raise PlanError(f"step {step.id} has an instruction or sees other steps: no policy here plans that yet")
     await pool.complete(
         Query(messages=run.request.messages, sampling=run.request.sampling, task=run.request.task),
         step=step.id,

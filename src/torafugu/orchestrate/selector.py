@@ -28,7 +28,15 @@ class Selector:
             ModelError: the head was trained for another encoder or other workers.
         """
         if head.card.encoder != encoder.name:
-            raise ModelError(f"head {head.id} reads hidden states of {head.card.encoder!r}; this is {encoder.name!r}")
+            raise ModelError(
+                f"head {head.id} reads hidden states of {head.card.encoder!r}; this is {encoder.name!r}: "
+                "train a head for this encoder"
+            )
+        if head.features.mean.shape != (encoder.dim,):
+            raise ModelError(
+                f"head {head.id} reads hidden states of {len(head.features.mean)} numbers; "
+                f"{encoder.name!r} gives {encoder.dim}: train a head for this encoder"
+            )
         head.check_pool(pool)
         self.id = f"fugu@{head.id}"
         self._head = head

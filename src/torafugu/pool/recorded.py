@@ -9,12 +9,15 @@ missing, not wrong.
 from __future__ import annotations
 
 import gzip
+import logging
 import lzma
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -36,6 +39,8 @@ __all__ = [
     "read_recorded",
     "replay",
 ]
+
+_log = logging.getLogger(__name__)
 
 _ENDINGS = (".jsonl", ".jsonl.xz", ".jsonl.gz")
 _PIECE_CHARS = 24
@@ -73,8 +78,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
     qid: str
     model: str
-    correct: float
-    """Score in 0..1."""
+    correct: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    """Score."""
     k: int = 0
     answer: str = ""
     """Extracted and normalised; two workers agree when their non-empty answers are equal."""
@@ -132,11 +137,15 @@ def read_recorded(path: Path, *, datasets: Sequence[str] = (), with_texts: bool 
         raise ConfigError(f"{path}: no questions")
     qids = {q.qid for q in questions}
     if len(qids) != len(questions):
-        raise ConfigError(f"{path}: {len(questions) - len(qids)} question ids are not unique")
+        (twice, _), *_ = Counter(q.qid for q in questions).most_common(1)
+        raise ConfigError(f"{path}: question id {twice!r} stands twice")
     samples: dict[tuple[str, str], list[Sample]] = {}
     for sample in _read_rows(path, "outcomes", Sample):
         if sample.qid in qids:
-            samples.setdefault((sample.qid, sample.model), []).append(sample)
+            rows = samples.setdefault((sample.qid, sample.model), [])
+            if any(sample.k == row.k for row in rows):
+                raise ConfigError(f"{path}: outcomes: {completion_id(sample)!r} (question, worker, k) stands twice")
+            rows.append(sample)
     if not samples:
         raise ConfigError(f"{path}: no outcome belongs to any of the {len(questions)} questions")
     texts = {row.qid: row.texts for row in _read_rows(path, "texts", _Texts)} if with_texts else {}
@@ -236,9 +245,9 @@ def _read_rows(folder: Path, stem: str, row_type: type[_Row]) -> Iterator[_Row]:
         for number, line in enumerate(_read_lines(path), start=1):  # noqa: B007  # for the error message
             if line.strip():
                 yield decoder.decode(line)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: line {number}: {error}") from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise ConfigError(f"{path}: after line {number}: {error}") from None
 
 
@@ -264,5 +273,8 @@ def _read_models(folder: Path) -> dict[str, _Model]:
         return {}
     try:
         return msgspec.json.decode(path.read_bytes(), type=_Models).models
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        if path.parent != folder:  # not this set's own: it may be about something else
+            _log.warning("%s: not read, so no prices are known: %s", path, error)
+            return {}
         raise ConfigError(f"{path}: {error}") from None

@@ -42,7 +42,7 @@ NETWORK_DIALECTS = frozenset({"openai", "anthropic"})
 DEFAULT_BASE_URL = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com/v1"}
 OURS = frozenset({"messages", "model", "stream"})
 """Keys of a request's body that are always ours: `extra_body` may not name them."""
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}")
+_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._:/@#()+-]{0,98}[A-Za-z0-9._:/@#()+-])?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +130,9 @@ class WorkerSpec:
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
-            raise ConfigError(f"id {self.id!r}: expected 1-100 letters, digits or ._:/-, a letter or digit first")
+            raise ConfigError(
+                f"id {self.id!r}: expected 1-100 letters, digits, blanks or ._:/@#()+-, a letter or digit first"
+            )
         _check_base_url(self.base_url)
         for name in ("context_tokens", "max_output_tokens"):
             limit = getattr(self, name)

@@ -22,6 +22,8 @@ __all__ = ["FeatureConfig", "fit_features", "fit_landmarks"]
 
 Floats = npt.NDArray[np.float64]
 _LLOYD_STEPS = 20
+_SAME = 1e-6
+"""Hidden states have length one: what is smaller than this is rounding, and must not be blown up to a feature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,18 +48,16 @@ def fit_features(hidden: npt.NDArray[np.float32], config: FeatureConfig, *, seed
     states = hidden.astype(np.float64)
     mean = states.mean(0)
     _, singular, axes = np.linalg.svd(states - mean, full_matrices=False)
-    k = min(config.components, int((singular > 1e-6 * singular[0]).sum()) or 1)
+    spread = singular / np.sqrt(len(states))  # standard deviation along each component
+    k = max(1, min(config.components, int((spread > _SAME * max(spread[0], 1)).sum())))
     if config.kind == "pca":
-        projection = axes[:k].T / np.maximum(singular[:k], 1e-12) * np.sqrt(len(states))  # unit variance
-        return FeatureMap(mean.astype(np.float32), projection.astype(np.float32))
+        scale = np.where(spread[:k] > _SAME, 1 / np.maximum(spread[:k], _SAME), 0)  # 0: all questions are the same
+        return FeatureMap(mean.astype(np.float32), (axes[:k].T * scale).astype(np.float32))
     projection = axes[:k].T
     z = (states - mean) @ projection  # (n, k)
     landmarks = fit_landmarks(z, config.landmarks, seed=seed)
-    nearest = _squared_distances(z, landmarks).min(1)
-    scale = float(np.median(nearest)) or float(nearest.mean()) or 1.0  # all 0 when every question is a landmark
-    return FeatureMap(
-        mean.astype(np.float32), projection.astype(np.float32), landmarks.astype(np.float32), config.sharpness / scale
-    )
+    gamma = config.sharpness / _typical_distance(z, landmarks)
+    return FeatureMap(mean.astype(np.float32), projection.astype(np.float32), landmarks.astype(np.float32), gamma)
 
 
 def fit_landmarks(points: Floats, count: int, *, seed: int) -> Floats:
@@ -79,6 +79,17 @@ def fit_landmarks(points: Floats, count: int, *, seed: int) -> Floats:
             break
         found = moved
     return found
+
+
+def _typical_distance(points: Floats, landmarks: Floats) -> float:
+    """Median squared distance of a question to the nearest landmark that is not the question itself.
+
+    With few questions most are landmarks themselves; their own distance, 0, would make every other feature vanish.
+    """
+    if len(landmarks) == 1:
+        return float(np.median(_squared_distances(points, landmarks))) or 1.0
+    nearest, second = np.partition(_squared_distances(points, landmarks), 1, axis=1)[:, :2].T
+    return float(np.median(np.where(nearest > _SAME, nearest, second)))
 
 
 def _squared_distances(points: Floats, centres: Floats) -> Floats:

@@ -2,7 +2,7 @@
 
 The folder is the state: a (task, worker, k) whose row is there is not asked again, so an interrupted profile goes on
 where it stopped. A call that failed by the worker's or the grader's fault leaves no row; it is counted, and asked again
-next time.
+next time. One folder holds one set of tasks, and one model behind each worker id.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -22,15 +23,26 @@ from ..grade.exact import extract_answer
 from ..grade.grader import Grader
 from ..grade.task import Task
 from ..orchestrate import Caller, Direct
+from ..pool.prices import resolve_price
 from ..pool.recorded import Question, Sample
-from ..pool.spec import PoolSpec
+from ..pool.spec import PoolSpec, WorkerSpec
+from ..types import Usage
 
-__all__ = ["Job", "Tally", "estimate_cost_usd", "open_profile", "plan_jobs", "profile"]
+__all__ = ["Job", "Rate", "Tally", "estimate_cost_usd", "find_rates", "open_profile", "plan_jobs", "profile"]
 
 ASSUMED_OUTPUT_TOKENS = 600
 """For the estimate before anything was called; the running tally replaces it by what was measured."""
 _CHARS_PER_TOKEN = 4
 _IN_FLIGHT = 32
+_PRICED_TOKENS = 1000
+"""What a rate is read off: some providers charge more per token of a long prompt."""
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """USD per million tokens."""
+
+    input: Decimal
+    output: Decimal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,34 +69,41 @@ class Tally:
     stopped_by: str | None = None
 
 
-def open_profile(folder: Path, tasks: Sequence[Task], spec: PoolSpec) -> set[tuple[str, str, int]]:
+def find_rates(workers: Sequence[WorkerSpec]) -> dict[str, Rate | None]:
+    """What each worker's tokens cost, declared or listed; None when nobody knows."""
+    return {worker.id: _rate(worker) for worker in workers}
+
+
+def open_profile(
+    folder: Path, tasks: Sequence[Task], spec: PoolSpec, rates: Mapping[str, Rate | None]
+) -> set[tuple[str, str, int]]:
     """Create the folder, or take it up again. Returns the (task, worker, k) that it already holds.
 
     Raises:
-        ConfigError: the folder holds a profile of other tasks.
+        ConfigError: the folder holds a profile of other tasks or models, or is damaged; or there are no tasks.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    questions = b"".join(msgspec.json.encode(_to_question(task)) + b"\n" for task in tasks)
+    if not tasks:
+        raise ConfigError("there are no tasks to profile: expected at least one")
     path = folder / "questions.jsonl"
+    questions = b"".join(msgspec.json.encode(_to_question(task)) + b"\n" for task in tasks)
     if path.exists() and path.read_bytes() != questions:
         raise ConfigError(
             f"{path}: another set of tasks was profiled here: choose another --out, or the same tasks and seed"
         )
-    path.write_bytes(questions)
-    (folder / "models.json").write_bytes(msgspec.json.format(msgspec.json.encode(_models(spec)), indent=1) + b"\n")
-    outcomes = folder / "outcomes.jsonl"
-    for path in (outcomes, folder / "answers.jsonl"):
+    models = _join_models(folder / "models.json", spec, rates)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(path, questions)
+    _write(folder / "models.json", msgspec.json.format(msgspec.json.encode(models), indent=1) + b"\n")
+    for path in (folder / "outcomes.jsonl", folder / "answers.jsonl"):
         path.touch()
         _drop_torn_line(path)
-    decoder = msgspec.json.Decoder(Sample)
-    rows = (decoder.decode(line) for line in outcomes.read_bytes().splitlines())
-    return {(row.qid, row.model, row.k) for row in rows}
+    return {(row.qid, row.model, row.k) for row in _read_rows(folder / "outcomes.jsonl", Sample)}
 
 
 def plan_jobs(
     tasks: Sequence[Task], workers: Sequence[str], repeats: int, done: set[tuple[str, str, int]]
 ) -> list[Job]:
-    """Task by task, so that a profile cut short is even over workers."""
+    """All workers of a task in a row, so that a profile cut short is even over workers."""
     return [
         Job(task=task, worker=worker, k=k)
         for k in range(repeats)
@@ -94,15 +113,15 @@ def plan_jobs(
     ]
 
 
-def estimate_cost_usd(jobs: Sequence[Job], rates: Mapping[str, tuple[Decimal, Decimal] | None]) -> Decimal | None:
-    """`rates`: USD per million input and output tokens, by worker. None when a price is unknown."""
+def estimate_cost_usd(jobs: Sequence[Job], rates: Mapping[str, Rate | None]) -> Decimal | None:
+    """None when the price of a worker is unknown."""
     total = Decimal(0)
     for job in jobs:
         rate = rates.get(job.worker)
         if rate is None:
             return None
         tokens_in = -(-len(job.task.prompt) // _CHARS_PER_TOKEN)
-        total += (rate[0] * tokens_in + rate[1] * ASSUMED_OUTPUT_TOKENS) / 1_000_000
+        total += (rate.input * tokens_in + rate.output * ASSUMED_OUTPUT_TOKENS) / 1_000_000
     return total
 
 
@@ -115,7 +134,11 @@ async def profile(
     max_usd: Decimal | None = None,
     progress: Callable[[Tally], None] | None = None,
 ) -> Tally:
-    """Run the jobs; each row is written as soon as it is known. Stops before the next call once `max_usd` is spent."""
+    """Run the jobs; each row is written as soon as it is known.
+
+    Once `max_usd` is spent by this run no further call is begun; those in flight, up to 32, are finished. A call of
+    unknown cost adds nothing to what is spent, so the caller sees to it that prices are known.
+    """
     tally = Tally()
     waiting: Iterator[Job] = iter(jobs)
     with (
@@ -131,19 +154,23 @@ async def profile(
                 episode = await run_episode(job.task, Direct(job.worker), pool, grader)
                 if episode.score is None:
                     tally.failures[f"{job.worker} {episode.code}"] += 1
-                else:
-                    rows.write(msgspec.json.encode(_to_sample(job, episode)) + b"\n")
-                    row = {"qid": job.task.id, "model": job.worker, "k": job.k, "text": episode.text}
+                else:  # the outcome last: it says that the job is done
+                    row = _AnswerRow(job.task.id, job.worker, job.k, episode.text)
                     answers.write(msgspec.json.encode(row) + b"\n")
+                    rows.write(msgspec.json.encode(_to_sample(job, episode)) + b"\n")
                 _count(tally, job, episode)
                 if progress:
                     progress(tally)
                 await asyncio.sleep(0)
 
-        async with asyncio.TaskGroup() as group:
-            for number in range(min(_IN_FLIGHT, len(jobs))):
-                group.create_task(work(), name=f"profile {number}")
-    _write_texts(folder)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(min(_IN_FLIGHT, len(jobs))):
+                    group.create_task(work(), name=f"profile {number}")
+        except BaseExceptionGroup as failures:  # one is enough to say, such as a full disk
+            raise failures.exceptions[0] from None
+        finally:
+            _write_texts(folder)
     return tally
 
 
@@ -179,24 +206,48 @@ def _to_sample(job: Job, episode: Episode) -> Sample:
         answer=(extract_answer(episode.text) or "").strip(),
         in_tokens=episode.usage.input_tokens,
         out_tokens=episode.usage.output_tokens,
-        latency_s=None if episode.latency_ms is None else round(episode.latency_ms / 1e3, 6),
+        latency_s=None if episode.reply_latency_ms is None else round(episode.reply_latency_ms / 1e3, 6),
         cost_usd=None if episode.cost_usd is None else float(episode.cost_usd),
     )
 
 
-def _models(spec: PoolSpec) -> dict[str, object]:
-    """`models.json`: the pool as profiled, so that a head made from it knows the model behind each worker."""
-    return {
-        "models": {
-            worker.id: {
-                "model": worker.model,
-                "price_usd_per_million": (
-                    {"input": worker.prices.input, "output": worker.prices.output} if worker.prices else None
-                ),
-            }
-            for worker in spec.worker
-        }
-    }
+def _rate(worker: WorkerSpec) -> Rate | None:
+    price = resolve_price(worker)
+    if price is None:
+        return None
+    of_input = price.cost_usd(Usage(input_tokens=_PRICED_TOKENS, output_tokens=0))
+    of_output = price.cost_usd(Usage(input_tokens=0, output_tokens=_PRICED_TOKENS))
+    if of_input is None or of_output is None:
+        return None
+    return Rate(of_input / _PRICED_TOKENS * 1_000_000, of_output / _PRICED_TOKENS * 1_000_000)
+
+
+class _Model(msgspec.Struct, frozen=True):
+    model: str
+    price_usd_per_million: Rate | None = None
+
+
+class _Models(msgspec.Struct, frozen=True):
+    models: dict[str, _Model]
+
+
+def _join_models(path: Path, spec: PoolSpec, rates: Mapping[str, Rate | None]) -> _Models:
+    """`models.json`: the workers that were ever profiled here, so that a head knows the model behind each.
+
+    Raises:
+        ConfigError: a worker had another model behind it when it was profiled here.
+    """
+    try:
+        known = msgspec.json.decode(path.read_bytes(), type=_Models).models if path.exists() else {}
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    for worker in spec.worker:
+        if worker.id in known and known[worker.id].model != worker.model:
+            raise ConfigError(
+                f"{path}: worker {worker.id!r} was profiled here as {known[worker.id].model!r} and is {worker.model!r} "
+                "in the pool: choose another --out, or give the new model an id of its own"
+            )
+    return _Models(known | {worker.id: _Model(worker.model, rates[worker.id]) for worker in spec.worker})
 
 
 class _AnswerRow(msgspec.Struct, frozen=True):
@@ -206,20 +257,39 @@ class _AnswerRow(msgspec.Struct, frozen=True):
     text: str
 
 
+_Row = TypeVar("_Row", Sample, _AnswerRow)
+
+
+def _read_rows(path: Path, row_type: type[_Row]) -> list[_Row]:
+    decoder = msgspec.json.Decoder(row_type)
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            rows.append(decoder.decode(line))
+        except msgspec.MsgspecError as error:
+            raise ConfigError(f"{path}: line {number}: {error}: remove the line, and it is asked again") from None
+    return rows
+
+
 def _write_texts(folder: Path) -> None:
     """`texts.jsonl` (qid, texts of sample 0) out of the append-only `answers.jsonl`."""
     texts: dict[str, dict[str, str]] = {}
-    decoder = msgspec.json.Decoder(_AnswerRow)
-    for line in (folder / "answers.jsonl").read_bytes().splitlines():
-        row = decoder.decode(line)
+    for row in _read_rows(folder / "answers.jsonl", _AnswerRow):
         if row.k == 0:
             texts.setdefault(row.qid, {})[row.model] = row.text
     lines = (msgspec.json.encode({"qid": qid, "texts": by_worker}) for qid, by_worker in texts.items())
-    (folder / "texts.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+    _write(folder / "texts.jsonl", b"".join(line + b"\n" for line in lines))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
 
 
 def _drop_torn_line(path: Path) -> None:
-    """A profile that was killed may have left half a row at the end."""
+    """A profile that was killed may have left half a row at the end; its job is asked again."""
     raw = path.read_bytes()
     if raw and not raw.endswith(b"\n"):
         path.write_bytes(raw[: raw.rfind(b"\n") + 1])

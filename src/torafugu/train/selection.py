@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..eval.baselines import single_score
-from ..eval.matrix import OutcomeMatrix, best_single
+from ..eval.baselines import rank_workers, ranked_score
+from ..eval.matrix import OutcomeMatrix
 from .features import FeatureConfig, fit_features
 from .trainers import Floats, Ints, Problem, Trainer
 
@@ -51,6 +51,7 @@ class Judged:
     unseen: float | None
     """None when there is only one family."""
     unseen_error: float | None
+    """Standard error over families, not over questions."""
 
     @property
     def score(self) -> float:
@@ -76,10 +77,13 @@ def judge(
 ) -> list[Judged]:
     """Cross-fitted gains of every candidate, best first. `hidden` (n, d) of the matrix's questions."""
     gains: dict[tuple[str, str], list[Floats]] = {}
+    families: list[npt.NDArray[np.str_]] = []  # of the held questions, in the order of the unseen gains
     for scheme, folds in (("seen", _question_folds(len(matrix), seed)), ("unseen", _family_folds(matrix, seed))):
         for train_rows, held_rows in folds:
             train, held = matrix.rows(train_rows), matrix.rows(held_rows)
-            base = single_score(held, best_single(train))
+            base = ranked_score(held, rank_workers(train))
+            if scheme == "unseen":
+                families.append(held.families)
             maps: dict[str, tuple[Floats, Floats]] = {}
             for candidate in candidates:
                 if candidate.trainer is None:
@@ -98,7 +102,8 @@ def judge(
                 gains.setdefault((candidate.name, scheme), []).append(picked - base)
                 if progress:
                     progress(1)
-    return sorted((_judged(c, gains) for c in candidates), key=lambda j: -j.score)
+    held_families = np.concatenate(families) if families else np.array([], dtype=np.str_)
+    return sorted((_judged(c, gains, held_families) for c in candidates), key=lambda j: -j.score)
 
 
 def choose_columns(weight: Floats, features: Floats, matrix: OutcomeMatrix) -> Ints:
@@ -108,7 +113,7 @@ def choose_columns(weight: Floats, features: Floats, matrix: OutcomeMatrix) -> I
     return columns
 
 
-def _judged(candidate: Candidate, gains: dict[tuple[str, str], list[Floats]]) -> Judged:
+def _judged(candidate: Candidate, gains: dict[tuple[str, str], list[Floats]], families: npt.NDArray[np.str_]) -> Judged:
     seen = np.concatenate(gains[candidate.name, "seen"])
     unseen = np.concatenate(gains[candidate.name, "unseen"]) if (candidate.name, "unseen") in gains else None
     return Judged(
@@ -116,12 +121,20 @@ def _judged(candidate: Candidate, gains: dict[tuple[str, str], list[Floats]]) ->
         seen=float(seen.mean()),
         seen_error=_standard_error(seen),
         unseen=None if unseen is None else float(unseen.mean()),
-        unseen_error=None if unseen is None else _standard_error(unseen),
+        unseen_error=None if unseen is None else _family_error(unseen, families),
     )
 
 
 def _standard_error(values: Floats) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def _family_error(values: Floats, families: npt.NDArray[np.str_]) -> float:
+    """Standard error of the mean when whole families are drawn: questions of one family rise and fall together."""
+    _, family = np.unique(families, return_inverse=True)
+    sums = np.bincount(family, weights=values - values.mean())
+    count = len(sums)
+    return float(np.sqrt((sums**2).sum() * count / (count - 1)) / len(values)) if count > 1 else 0.0
 
 
 def _question_folds(count: int, seed: int) -> Iterator[tuple[Ints, Ints]]:

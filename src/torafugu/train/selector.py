@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
-from ..eval.baselines import single_score
+from ..eval.baselines import rank_workers, ranked_score
 from ..eval.matrix import OutcomeMatrix, best_single, build_matrix
 from ..eval.provenance import describe_data, find_commit
 from ..eval.report import Reporter
@@ -86,7 +86,7 @@ def train_selector(
         ConfigError: there are no training questions, or fewer than two workers.
     """
     started = time.time()
-    train, validation = _split(build_matrix(recorded))
+    train, validation = _split(_answered(build_matrix(recorded)))
     both = OutcomeMatrix.join(train, validation)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "metrics.jsonl").open("w") as metrics_file:
@@ -151,7 +151,7 @@ def _fit(
         features = fit_features(hidden, candidate.features, seed=seed)
         return features, _constant(features, both), False, 0.0
     held = both.rows(range(split, len(both)))
-    base = single_score(held, best_single(train)).mean()
+    base = ranked_score(held, rank_workers(train)).mean()
     features = fit_features(hidden[:split], candidate.features, seed=seed)
     x, x_held = (features(part).astype(np.float64) for part in (hidden[:split], hidden[split:]))
     fitted = candidate.trainer.train(Problem(features=x, rewards=train.mean, seed=seed))
@@ -206,12 +206,19 @@ def _evolver(
     return evolve
 
 
+def _answered(matrix: OutcomeMatrix) -> OutcomeMatrix:
+    """Without the questions that no worker was asked, as a profile that was cut short leaves them."""
+    return matrix.rows(np.flatnonzero(np.isfinite(matrix.mean).any(1)))
+
+
 def _split(matrix: OutcomeMatrix) -> tuple[OutcomeMatrix, OutcomeMatrix]:
     train, validation = matrix.split("train"), matrix.split("validation")
     path = matrix.recorded.path
     if len(train) == 0:
         found = ", ".join(sorted({q.split for q in matrix.questions}))
         raise ConfigError(f"{path}: no questions of split 'train': the folder has {found}")
+    if len(train) == 1:
+        raise ConfigError(f"{path}: one question of split 'train': expected at least 2, better some hundred")
     if len(matrix.workers) < 2:
         raise ConfigError(f"{path}: one worker, {matrix.workers[0]!r}: there is nothing to choose among")
     if len(validation) == 0:
