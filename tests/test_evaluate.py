@@ -314,7 +314,7 @@ def test_nothing_scored(matrix: OutcomeMatrix) -> None:
 
 
 def test_single_worker_that_was_not_asked(matrix: OutcomeMatrix) -> None:
-    """Where the best single worker was not asked, the next best stands in, and the report says how much it was asked."""
+    """Where the best single worker was not asked, the next best stands in; the report says how much it was asked."""
     test = matrix.split("test")
     report = summarise(test, run(test, CHOICE), np.array([1, 2, 0]), [], seed=0)
     assert report["best_single"] == {"worker": "bee", "accuracy": 0.8, "asked_share": 0.8}
