@@ -182,7 +182,7 @@ def test_init_overwrites_nothing(fugu: Fugu, tmp_path: Path) -> None:
 
 
 def test_init_finds_keys_and_never_writes_them(fugu: Fugu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a provider's key in the environment workers are declared by the variable's name, which doctor misses later."""
+    """A provider's key in the environment makes workers that name the variable only; doctor misses it later."""
     for name in list(os.environ):
         if name.endswith("_API_KEY"):
             monkeypatch.delenv(name)

@@ -13,7 +13,7 @@ from torafugu.store import RunRow, open_reader
 
 
 def test_the_demo_learns_serves_and_records(tmp_path: Path) -> None:
-    """Profile, training, evaluation, server and record without a key: it gains beyond chance and answers six questions."""
+    """Profile, training, evaluation, server and record, without a key: it gains beyond chance, and answers."""
     ran = subprocess.run(
         [sys.executable, "-m", "torafugu.cli", "demo", "--n", "240", "--seed", "1", "--out", str(tmp_path)],
         stdin=subprocess.DEVNULL,

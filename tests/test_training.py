@@ -263,6 +263,16 @@ def test_copies_of_one_question_train_without_a_stumble(tmp_path: Path) -> None:
     assert choices(tmp_path / "policy", ["The same?", "About chess: other?"]) == ["right", "right"]
 
 
+def test_a_worker_that_was_hardly_ever_asked_is_no_best_worker(tmp_path: Path) -> None:
+    """One right answer out of one does not beat eighteen out of twenty: "single" asks whom one could have used alone."""
+    questions = [{"qid": str(i), "prompt": "The same?", "split": "train", "family": "same"} for i in range(20)]
+    outcomes = [{"qid": str(i), "model": "steady", "correct": float(i > 1)} for i in range(20)]
+    outcomes.append({"qid": "7", "model": "rare", "correct": 1.0})
+    trained, _ = train(write_recorded(tmp_path / "data", questions, outcomes), tmp_path / "policy")
+    assert trained.winner.candidate.name == "single"
+    assert choices(tmp_path / "policy", ["The same?"]) == ["steady"]
+
+
 BAD: Mapping[str, tuple[Mapping[str, Mapping[str, float]], Mapping[str, int], str]] = {
     "one worker": ({"alone": {}}, {"train": 10, "validation": 5, "test": 5}, "one worker, 'alone'"),
     "no train split": (
