@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from torafugu.envs import HOME_FAMILIES, home_tasks
 from torafugu.errors import GradeError
-from torafugu.grade import ExactGrader, GymGrader, Task, TaskGrader, extract_answer
+from torafugu.grade import ExactGrader, GymGrader, Task, TaskGrader, comparable_answer, extract_answer
 from torafugu.types import Reply
 
 GRADER = TaskGrader()
@@ -201,3 +201,27 @@ def test_exact_without_gold() -> None:
     for gold in (None, "", " "):
         with pytest.raises(GradeError, match="no gold answer"):
             ExactGrader().grade(exact_task(gold), reply("4"))
+
+
+def _task(prompt: str) -> Task:
+    return Task(id="t", family="f", category="c", dataset="d", prompt=prompt, gold="4", split="train")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("<answer>4</answer>", "so: <ANSWER> 4.0 </answer>"),
+        ("<answer>Yes.</answer>", "<answer>yes</answer>"),
+        ("4", "4.00"),
+    ],
+)
+def test_replies_that_say_the_same_agree(one: str, other: str) -> None:
+    """Two replies agree when their answers differ only in form."""
+    task = _task("2 + 2?")
+    assert comparable_answer(task, one) == comparable_answer(task, other) != ""
+
+
+@pytest.mark.parametrize("text", ["I do not know.", "", "<answer></answer>", "4"])
+def test_no_answer_agrees_with_nothing(text: str) -> None:
+    """Where the question asks for tags, a reply without an answer in them has none to vote with."""
+    assert comparable_answer(_task("2 + 2? Put it between <answer> and </answer>."), text) == ""

@@ -164,21 +164,24 @@ def test_the_home_pool_can_be_profiled(tmp_path: Path) -> None:
 def test_an_interrupted_profile_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """Broken off after three answers, the second run asks for the others only, and each row is there once."""
 
+    class Interrupted(Exception):
+        pass
+
     def break_off(tally: Tally) -> None:
         if tally.done == 3:
-            raise KeyboardInterrupt
+            raise Interrupted
 
-    spec, first, second = make_spec("adder", "guesser"), Scripted(add), Scripted(add)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, spec, {"adder": first, "guesser": Scripted(guess)}, progress=break_off)
+    spec, first, second, tasks = make_spec("adder", "guesser"), Scripted(add), Scripted(add), make_tasks(40)
+    with pytest.raises(Interrupted):
+        run(tmp_path, spec, {"adder": first, "guesser": Scripted(guess)}, tasks=tasks, progress=break_off)
     kept = keys_of(tmp_path)
-    assert 3 <= len(kept) < 8
+    assert 3 <= len(kept) < 80
     assert (tmp_path / "texts.jsonl").exists()
-    tally = run(tmp_path, spec, {"adder": second, "guesser": Scripted(guess)})
-    assert tally.done == 8 - len(kept)
-    assert len(second.queries) == 4 - sum(worker == "adder" for _, worker, _ in kept)
-    assert len(keys_of(tmp_path)) == len(set(keys_of(tmp_path))) == 8
-    assert len(read_rows(tmp_path / "texts.jsonl")) == 4
+    tally = run(tmp_path, spec, {"adder": second, "guesser": Scripted(guess)}, tasks=tasks)
+    assert tally.done == 80 - len(kept)
+    assert len(second.queries) == 40 - sum(worker == "adder" for _, worker, _ in kept)
+    assert len(keys_of(tmp_path)) == len(set(keys_of(tmp_path))) == 80
+    assert len(read_rows(tmp_path / "texts.jsonl")) == 40
 
 
 @pytest.mark.parametrize("name", ["outcomes.jsonl", "answers.jsonl"])

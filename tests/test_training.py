@@ -264,7 +264,7 @@ def test_copies_of_one_question_train_without_a_stumble(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_was_hardly_ever_asked_is_no_best_worker(tmp_path: Path) -> None:
-    """One right answer out of one does not beat eighteen out of twenty: "single" asks whom one could have used alone."""
+    """One right answer of one does not beat eighteen of twenty: "single" asks whom one could have used alone."""
     questions = [{"qid": str(i), "prompt": "The same?", "split": "train", "family": "same"} for i in range(20)]
     outcomes = [{"qid": str(i), "model": "steady", "correct": float(i > 1)} for i in range(20)]
     outcomes.append({"qid": "7", "model": "rare", "correct": 1.0})
@@ -351,12 +351,15 @@ def test_progress_adds_up(world: World) -> None:
 def test_an_interrupted_training_leaves_no_head(tmp_path: Path) -> None:
     """A run that dies while it reads the questions leaves a folder that is refused as a policy, with the reason."""
 
+    class Interrupted(BaseException):
+        pass
+
     class Dying(Subjects):
         def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-            raise KeyboardInterrupt
+            raise Interrupted
 
     data = write_world(tmp_path / "data", splits={"train": 12, "validation": 6, "test": 6})
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         train(data, tmp_path / "policy", encoder=Dying())
     with pytest.raises(ModelError, match="no trained head here"):
         Head.load(tmp_path / "policy")

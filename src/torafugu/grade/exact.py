@@ -16,7 +16,7 @@ from ..types import Reply
 from .grader import Verdict
 from .task import Task
 
-__all__ = ["ExactGrader", "extract_answer"]
+__all__ = ["ExactGrader", "comparable_answer", "extract_answer"]
 
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _FRACTION = re.compile(r"([+-]?\d{1,50})\s*/\s*([+-]?\d{1,50})", re.ASCII)
@@ -30,12 +30,34 @@ def extract_answer(text: str) -> str | None:
 
     None when that is blank: an empty answer is no answer.
     """
+    tagged = _find_tagged(text)
+    if tagged is not None:
+        return tagged or None
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else None
+
+
+def comparable_answer(task: Task, text: str) -> str:
+    """What two replies must have in common to agree: the answer, normalised, a number in one form.
+
+    "" agrees with nothing: there is no answer, or none where the question asked for it (an "I do not know" is no vote).
+    """
+    if "<answer>" in task.prompt and _find_tagged(text) is None:
+        return ""
+    answer = _normalise(extract_answer(text) or "")
+    number = _to_number(answer)
+    if isinstance(number, Decimal):
+        return str(number.normalize())
+    return answer if number is None else str(number)
+
+
+def _find_tagged(text: str) -> str | None:
+    """What stands between the last pair of tags; None without one."""
     tags = list(_TAG.finditer(text))
     for opening, closing in zip(reversed(tags[:-1]), reversed(tags), strict=False):
         if not opening[1] and closing[1]:
-            return text[opening.end() : closing.start()].strip() or None
-    lines = text.strip().splitlines()
-    return lines[-1].strip() if lines else None
+            return text[opening.end() : closing.start()].strip()
+    return None
 
 
 class ExactGrader:
