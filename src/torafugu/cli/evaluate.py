@@ -19,6 +19,8 @@ from .console import Stages, err, out, percent, print_table, usd
 __all__ = ["add_parser", "measure", "print_report", "promote"]
 
 EXIT_REFUSED = 3
+MIN_QUESTIONS = 30
+"""Below it an interval can be narrow by accident: three lucky answers of three have none at all."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -153,6 +155,8 @@ def _find_objection(head: Head, report: dict[str, Any]) -> str | None:
     trained_on = head.card.training.get("data", {}).get("sha256")
     if report["split"] in ("train", "validation") and report["data"]["sha256"] == trained_on:
         return f"the head was trained on the split {report['split']!r} of this data"
+    if report["n"] < MIN_QUESTIONS:
+        return f"{report['n']} questions are too few to tell: at least {MIN_QUESTIONS}"
     if report["gain"]["low"] > 0:
         return None
     low = percent(report["gain"]["low"], sign=True)

@@ -121,7 +121,8 @@ async def serve(app: Starlette, config: ServerConfig, *, on_ready: OnReady = lam
 async def _end(server: uvicorn.Server, ending: _Ending, admission: Admission, drain_s: float) -> None:
     await ending.asked.wait()
     admission.is_draining = True
-    logger.info("stopping: %d requests in flight may go on for %.0f s", admission.in_flight, drain_s)
+    if admission.in_flight:
+        logger.info("stopping: %d requests in flight may go on for %.0f s", admission.in_flight, drain_s)
     try:
         async with asyncio.timeout(drain_s if ending.wait_s is None else ending.wait_s) as ending.deadline:
             await admission.wait_idle()

@@ -2,8 +2,8 @@
 
 Every candidate is cross-fitted twice: with folds over questions (more of the same) and with folds over whole families
 (something new). It is judged by its gain over the best single worker of each fold's training part, less one standard
-error, averaged over the two. The candidate "single", which gains nothing and loses nothing, is always among them: a
-head that only pays on what it has seen, or only by luck, does not win.
+error, averaged over the two: a loss on what is new must be paid for by a gain on what is known. The candidate "single",
+which gains nothing and loses nothing, is always among them, so that luck alone does not win.
 """
 
 from __future__ import annotations
