@@ -186,6 +186,23 @@ def test_keys_are_taken_out(text: str) -> None:
     assert "[key]" in quoted
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"error": "what is Ab/Cd+Ef0123456789',
+        r'{"error": "what is Ab\/Cd+Ef0123456789"',
+        "/v1?key=Ab%2FCd%2BEf0123456789",
+        "cut short: Ab/Cd+Ef01234",
+        r"cut short: Ab\/Cd+Ef01234",
+    ],
+)
+def test_a_key_is_taken_out_however_it_is_written(text: str) -> None:
+    """As JSON or a URL escapes it, and where the quoted sample ends in the middle of it."""
+    quoted = redact(text, secrets=["Ab/Cd+Ef0123456789"])
+    assert "Ef012" not in quoted
+    assert quoted.count("[key]") == 1
+
+
 @given(st.text(max_size=3000), st.text("abcXYZ019_-", min_size=4, max_size=40))
 def test_quotes_are_bounded_single_lines_without_the_secret(text: str, secret: str) -> None:
     """Any text becomes one printable line of at most 2 KB that does not hold the secret."""

@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
+from urllib.parse import quote as percent_encode
 
 import aiohttp
 import msgspec
@@ -221,12 +222,27 @@ _SECRETS = re.compile(
 )
 
 
+_TELLING_CHARS = 8
+"""Fewer characters of a key tell nothing: they are the provider's prefix, or happen to stand there."""
+
+
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """`text` in one line, bounded, without `secrets` and without what looks like a key."""
     text = text[: 64 * 1024]
     for secret in secrets:
-        text = text.replace(secret, "[key]")
+        text = _without(secret, text)
     text = _SECRETS.sub("[key]", text)
     text = " ".join(text.split())
     text = "".join(char if char.isprintable() else "?" for char in text[: MAX_QUOTE_CHARS + 1])
     return text if len(text) <= MAX_QUOTE_CHARS else text[: MAX_QUOTE_CHARS - 1] + "…"
+
+
+def _without(secret: str, text: str) -> str:
+    """Also as JSON and URLs may write it, and where the sample that was quoted ends within it."""
+    for written in dict.fromkeys((secret, secret.replace("/", "\\/"), percent_encode(secret, safe=""))):
+        text = text.replace(written, "[key]")
+        for length in range(len(written) - 1, _TELLING_CHARS - 1, -1):
+            if text.endswith(written[:length]):
+                text = text[:-length] + "[key]"
+                break
+    return text

@@ -39,6 +39,7 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Routes that answer without a key. They tell nothing but whether this server lives."""
 
 _JSON = [(b"content-type", b"application/json")]
+_THERE_IS = "this server has /v1/chat/completions, /v1/models and /v1/runs"
 
 
 class Workers(Caller, Protocol):
@@ -144,7 +145,7 @@ async def _answer_unrouted(request: HttpRequest, error: Exception) -> Response:
     if error.status_code == 405:
         problem = create_error(405, "method_not_allowed", f"{request.method} is not possible on {path}")
     else:
-        problem = create_error(error.status_code, "not_found", f"there is nothing at {path}: the API is under /v1")
+        problem = create_error(error.status_code, "not_found", f"there is nothing at {path}: {_THERE_IS}")
     return _to_response(problem, dict(error.headers or {}))
 
 

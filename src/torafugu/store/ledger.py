@@ -157,6 +157,8 @@ class Ledger:
     def sum_attempts(self, run_id: str) -> Stopped:
         """How an interrupted run ends: with what its attempts are known to have used."""
         _, calls, usage, cost_usd = self._totals(run_id)
+        if calls == 0:  # a call may have left whose event died with the process
+            usage, cost_usd = Usage(), None
         return Stopped(by="interrupted", latency_ms=None, calls=calls, usage=usage, cost_usd=cost_usd)
 
     def interrupt_runs(self, owner: str, *, at: float) -> int:
@@ -221,6 +223,8 @@ class Ledger:
 
     def _stop(self, run_id: str, event: Stopped) -> None:
         workers, calls, usage, cost_usd = self._totals(run_id)
+        if event.by == "interrupted" and calls == 0:  # see `sum_attempts`
+            usage, cost_usd = event.usage, event.cost_usd
         self._connection.execute(
             _STOP_RUN,
             (

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .. import __version__
 from ..errors import ConfigError
 from ..eval.baselines import rank_workers, ranked_score
 from ..eval.matrix import OutcomeMatrix, best_single, build_matrix
@@ -122,7 +123,7 @@ def train_selector(
                 "evolution": config.evolution.name if evolved and config.evolution else None,
                 "seed": config.seed,
                 "commit": find_commit(),
-                "version": version("torafugu"),
+                "version": __version__,
                 "seconds": round(time.time() - started, 1),
             },
             metrics=metrics,
@@ -268,7 +269,7 @@ def _gains(judged: Judged) -> str:
 
 
 def _write_run(out: Path, recorded: RecordedSet, config: SelectorConfig) -> None:
-    packages: Sequence[str] = ("numpy", "onnxruntime", "safetensors", "tokenizers", "torafugu")
+    packages: Sequence[str] = ("numpy", "onnxruntime", "safetensors", "tokenizers")
     row = {
         "command": sys.argv,
         "config": asdict(config),
