@@ -23,12 +23,13 @@ def main() -> None:
     if unknown := set(chosen) - set(NAMES):
         sys.exit(f"no benchmark {sorted(unknown)[0]!r}: expected some of {', '.join(NAMES)}")
     RESULTS.mkdir(exist_ok=True)
-    failed = [name for name in chosen if not measure(name)]
+    commit = find_commit()  # before the first result makes the tree differ from it
+    failed = [name for name in chosen if not measure(name, commit)]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
-def measure(name: str) -> bool:
+def measure(name: str, commit: str | None) -> bool:
     command = [sys.executable, "-m", f"bench.{name}"]
     print(f"bench.{name} ...", file=sys.stderr, flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -36,7 +37,7 @@ def measure(name: str) -> bool:
         return False
     row = {
         "command": f"python -m bench.{name}",
-        "commit": find_commit(),
+        "commit": commit,
         "machine": describe_machine(),
         "result": json.loads(done.stdout),
     }

@@ -282,6 +282,13 @@ def test_ask_without_a_policy_says_that_fugu_is_not_offered(fugu: Fugu) -> None:
     assert "`fugu` is not offered: no policy is configured" in said.err
 
 
+def test_an_answer_without_tokens_cannot_be_asked_for(fugu: Fugu) -> None:
+    """`ask --max-tokens 0` is wrong use: no worker is called to say nothing."""
+    said = fugu("ask --model facts --max-tokens 0 hello", "--pool", HOME)
+    assert said.status == 2
+    assert "--max-tokens: 0: expected at least 1" in said.err
+
+
 def test_nothing_asked_is_wrong_use(fugu: Fugu, monkeypatch: pytest.MonkeyPatch) -> None:
     """A blank question ends with 2, before a record is opened."""
     said = fugu("ask ' '", "--pool", HOME)

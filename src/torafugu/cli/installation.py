@@ -54,6 +54,8 @@ class Opened:
     pool: Pool
     policies: dict[str, Policy]
     store: RunStore
+    warnings: tuple[str, ...] = ()
+    """What whoever serves this should know."""
 
     def policy_for(self, model: str) -> Policy:
         """Raises ConfigError: neither a policy nor a worker has this name."""
@@ -108,13 +110,15 @@ async def open_installation(installation: Installation) -> AsyncIterator[Opened]
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(installation.read_pool()))
         policies: dict[str, Policy] = {}
+        warnings = ["`fugu` is not offered: no policy is configured (fugu train selector, then --policy DIR)"]
         if installation.policy is not None:
-            policies["fugu"] = _load_selector(installation.policy, pool, stack)
+            policies["fugu"], warnings = _load_selector(installation.policy, pool, stack)
         store = await stack.enter_async_context(open_store(installation.record))
-        yield Opened(installation=installation, pool=pool, policies=policies, store=store)
+        yield Opened(installation=installation, pool=pool, policies=policies, store=store, warnings=tuple(warnings))
 
 
-def _load_selector(folder: Path, pool: Pool, stack: AsyncExitStack) -> Policy:
+def _load_selector(folder: Path, pool: Pool, stack: AsyncExitStack) -> tuple[Policy, list[str]]:
+    """The policy, and what is to be said of it."""
     from ..local import MiniLM
     from ..orchestrate.head import Head
     from ..orchestrate.selector import Selector
@@ -122,4 +126,12 @@ def _load_selector(folder: Path, pool: Pool, stack: AsyncExitStack) -> Policy:
     head = Head.load(folder)
     encoder = MiniLM()
     stack.callback(encoder.close)
-    return Selector(head, encoder, {id: spec.model for id, spec in pool.specs.items()})
+    warnings = []
+    if not head.card.gate.get("promoted"):
+        warnings.append(
+            f"fugu@{head.id} was not promoted: nothing shows that it beats the best single worker "
+            f"(fugu eval --policy {folder} --data DIR --promote)"
+        )
+    elif head.card.gate.get("forced"):
+        warnings.append(f"fugu@{head.id} was promoted by force: {head.card.gate.get('objection')}")
+    return Selector(head, encoder, {id: spec.model for id, spec in pool.specs.items()}), warnings

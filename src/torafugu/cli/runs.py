@@ -24,24 +24,30 @@ _LONGEST_TEXT = 600
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("runs", help="the record: list runs, show one")
-    _add_arguments(parser)
+    _add_list_arguments(parser)
     parser.set_defaults(run=_list_command, config=None, record=None, limit=20, status=None, json=False)
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     listing = actions.add_parser("list", help="the youngest runs (also without ACTION)")
-    _add_arguments(listing)
-    listing.add_argument("--limit", type=int, default=20, help="how many (default 20)")
-    listing.add_argument(
-        "--status",
-        choices=["running", "answered", "failed", "client_closed", "interrupted", "budget"],
-        help="only runs that ended so",
-    )
-    listing.add_argument("--json", action="store_true", help="one JSON object per line")
+    _add_list_arguments(listing)
     listing.set_defaults(run=_list_command)
     show = actions.add_parser("show", help="one run: decision, calls, tokens, cost, time")
     _add_arguments(show)
     show.add_argument("id", help="run id, or the beginning of one")
     show.add_argument("--json", action="store_true", help="row and events as JSON")
     show.set_defaults(run=_show_command)
+
+
+def _add_list_arguments(parser: argparse.ArgumentParser) -> None:
+    """As `_add_arguments`."""
+    _add_arguments(parser)
+    parser.add_argument("--limit", type=int, default=argparse.SUPPRESS, help="how many (default 20)")
+    parser.add_argument(
+        "--status",
+        choices=["running", "answered", "failed", "client_closed", "interrupted", "budget"],
+        default=argparse.SUPPRESS,
+        help="only runs that ended so",
+    )
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object per line")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

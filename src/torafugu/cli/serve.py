@@ -15,6 +15,7 @@ from ..pool.backend import Delta
 from ..types import Message, Request, Sampling
 from .console import err, usd
 from .installation import Installation, open_installation, read_installation
+from .train import at_least_one
 
 __all__ = ["add_installation_arguments", "add_parsers", "installation_from"]
 
@@ -44,7 +45,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     ask = commands.add_parser("ask", help="one question, answered and recorded, without a server")
     add_installation_arguments(ask)
     ask.add_argument("--model", default="fugu", help="`fugu` or a worker's id (default fugu)")
-    ask.add_argument("--max-tokens", type=int, help="longest answer")
+    ask.add_argument("--max-tokens", type=at_least_one, help="longest answer")
     ask.add_argument("question", nargs="?", help="the question (default: read from stdin)")
     ask.set_defaults(run=_ask_command)
 
@@ -69,8 +70,8 @@ def _serve_command(args: argparse.Namespace) -> int:
             def on_ready(url: str, stop: Callable[[], None]) -> None:
                 del stop
                 print(f"serving {names} at {url}/v1, record in {installation.record}", flush=True)
-                if not opened.policies:
-                    err.print("`fugu` is not offered: no policy is configured (fugu train selector, then --policy DIR)")
+                for warning in opened.warnings:
+                    err.print(warning)
 
             try:
                 await serve(app, config, on_ready=on_ready)

@@ -36,7 +36,8 @@ port = 8377
 
 _NEXT = """\
   fugu doctor                                          is everything in order?
-  fugu profile --pool pool.toml --out profile          what can each worker do? (says what it costs, and asks)
+  fugu profile --pool pool.toml --tasks {tasks} --out profile
+                                                       what can each worker do? (says what it costs, and asks)
   fugu train selector --data profile --out policy      learn whom to ask
   fugu eval --policy policy --data profile --promote   is that any better than the best single worker?
   fugu serve                                           after taking the # off `policy` in fugu.toml"""
@@ -68,7 +69,7 @@ def _init_command(args: argparse.Namespace) -> int:
         (args.dir / name).write_text(text)
         out.print(f"wrote {args.dir / name}")
     out.print("next:" if args.dir == Path() else f"next, in {args.dir}:")
-    out.print(_NEXT)
+    out.print(_NEXT.format(tasks="home" if args.home else "my-tasks.jsonl"))
     return 0
 
 

@@ -28,7 +28,11 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "Interrupted, it goes on where it stopped when run again.",
     )
     profile.add_argument("--pool", type=Path, help="pool file (default: the home pool, no keys needed)")
-    profile.add_argument("--tasks", default="home", help="`home` (generated), or a JSON-lines file of your own tasks")
+    profile.add_argument(
+        "--tasks",
+        default="home",
+        help='`home` (generated), or a file of your own: a line {"prompt": ..., "gold": ...} for each',
+    )
     profile.add_argument("--n", type=at_least_one, default=600, help="how many home tasks (default 600)")
     profile.add_argument("--repeats", type=at_least_one, default=1, help="answers per worker and task (default 1)")
     profile.add_argument("--seed", type=int, default=0, help="of the home tasks (default 0)")

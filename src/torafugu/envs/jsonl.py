@@ -42,7 +42,8 @@ def read_tasks(path: Path) -> list[Task]:
         try:
             row = msgspec.json.decode(line, type=_Line)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: line {number}: {error}") from None
+            expected = '{"prompt": "...", "gold": "..."}'
+            raise ConfigError(f"{path}: line {number}: {error}: expected {expected}") from None
         task = _to_task(row, number, path.stem)
         if task.id in tasks:
             raise ConfigError(f"{path}: line {number}: id {task.id!r} stands twice")
