@@ -611,7 +611,7 @@ def test_a_head_is_not_promoted_on_what_it_was_trained_on(fugu: Fugu, trained: T
             f"eval --policy {trained.policy} --data {trained.data} --cache {trained.cache} --promote --split {split}"
         )
         assert said.status == 3
-        assert f"was trained on the split '{split}' of this data" in said.err
+        assert f"heads are trained on splits named '{split}'" in said.err
 
 
 def test_force_alone_is_wrong_use(fugu: Fugu) -> None:

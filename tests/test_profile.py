@@ -280,6 +280,14 @@ def test_other_tasks_are_refused(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_profile_that_was_declined_binds_nobody(tmp_path: Path) -> None:
+    """A folder without answers takes other tasks: whoever said no to the cost may correct them."""
+    spec = make_spec("adder")
+    open_profile(tmp_path, make_tasks(4), spec, find_rates(spec.worker))
+    run(tmp_path, spec, {"adder": Scripted(add)}, tasks=make_tasks(5))
+    assert len(read_rows(tmp_path / "outcomes.jsonl")) == 5
+
+
 def test_another_model_behind_a_worker_is_refused(tmp_path: Path) -> None:
     """Answers of two models never mix under one worker id, as a head would be bound to the wrong one."""
     run(tmp_path, make_spec("adder", model="old"), {"adder": Scripted(add)})

@@ -33,7 +33,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     show = actions.add_parser("show", help="one run: decision, calls, tokens, cost, time")
     _add_arguments(show)
     show.add_argument("id", help="run id, or the beginning of one")
-    show.add_argument("--json", action="store_true", help="row and events as JSON")
+    show.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="row and events as JSON")
     show.set_defaults(run=_show_command)
 
 

@@ -44,6 +44,8 @@ def read_tasks(path: Path) -> list[Task]:
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             expected = '{"prompt": "...", "gold": "..."}'
             raise ConfigError(f"{path}: line {number}: {error}: expected {expected}") from None
+        if not row.prompt.strip() or not row.gold.strip():
+            raise ConfigError(f"{path}: line {number}: an empty prompt or gold: there would be nothing to grade")
         task = _to_task(row, number, path.stem)
         if task.id in tasks:
             raise ConfigError(f"{path}: line {number}: id {task.id!r} stands twice")

@@ -78,7 +78,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
     qid: str
     model: str
-    correct: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    correct: Annotated[float, msgspec.Meta(ge=0, le=1)] | bool
     """Score."""
     k: int = 0
     answer: str = ""

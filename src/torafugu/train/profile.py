@@ -86,7 +86,9 @@ def open_profile(
         raise ConfigError("there are no tasks to profile: expected at least one")
     path = folder / "questions.jsonl"
     questions = b"".join(msgspec.json.encode(_to_question(task)) + b"\n" for task in tasks)
-    if path.exists() and path.read_bytes() != questions:
+    outcomes = folder / "outcomes.jsonl"
+    has_answers = outcomes.exists() and outcomes.stat().st_size > 0  # a profile that was declined has none
+    if has_answers and path.exists() and path.read_bytes() != questions:
         raise ConfigError(
             f"{path}: another set of tasks was profiled here: choose another --out, or the same tasks and seed"
         )

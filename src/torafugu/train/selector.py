@@ -276,6 +276,6 @@ def _write_run(out: Path, recorded: RecordedSet, config: SelectorConfig) -> None
         "data": describe_data(recorded),
         "commit": find_commit(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {"torafugu": __version__, **{name: version(name) for name in packages}},
     }
     (out / "run.json").write_text(json.dumps(row, indent=1) + "\n")
