@@ -3,10 +3,12 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 PIP_PROJECT = -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
 
-.PHONY: demo test check lock bench clean
+.PHONY: demo install test check lock bench clean
 
 demo: .venv-demo/installed  ## run the main job: profile, train, evaluate, serve, ask, show the record
 	.venv-demo/bin/fugu demo
+
+install: .venv-demo/installed  ## the command, in an environment of its own: . .venv-demo/bin/activate
 
 test: .venv/installed  ## install and pass the tests
 	.venv/bin/python -m pytest
