@@ -34,15 +34,16 @@ _SELECT_PAGE = """
 SELECT id, accepted_at, model, policy, key_id, session, body_sha256, status, stopped_by, workers, calls, input_tokens,
     output_tokens, cost_usd, latency_ms, error_code
 FROM runs
-WHERE (?1 IS NULL OR id < ?1) AND (?2 IS NULL OR status = ?2) AND (?3 IS NULL OR model = ?3)
-ORDER BY id DESC LIMIT ?4
+WHERE (:before IS NULL OR id < :before) AND (:status IS NULL OR status = :status)
+    AND (:model IS NULL OR model = :model)
+ORDER BY id DESC LIMIT :limit
 """
 _SELECT_RUN = """
 SELECT id, accepted_at, model, policy, key_id, session, body_sha256, status, stopped_by, workers, calls, input_tokens,
     output_tokens, cost_usd, latency_ms, error_code
 FROM runs WHERE id = ?
 """
-_SELECT_IDS = "SELECT id FROM runs WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT ?3"
+_SELECT_IDS = "SELECT id FROM runs WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
 _SELECT_EVENTS = "SELECT seq, event, contents FROM events WHERE run_id = ? ORDER BY seq"
 _COUNT_RUNS = "SELECT status, count(*) FROM runs GROUP BY status ORDER BY status"
 _SELECT_COSTS = "SELECT cost_usd FROM attempts"
@@ -146,7 +147,8 @@ def open_reader(path: Path, *, busy_timeout_s: float = 2.0) -> RunReader:
 def _list_runs(
     connection: sqlite3.Connection, before: str | None, status: str | None, model: str | None, limit: int
 ) -> list[RunRow]:
-    return [_row(values) for values in connection.execute(_SELECT_PAGE, (before, status, model, limit))]
+    wanted = {"before": before, "status": status, "model": model, "limit": limit}
+    return [_row(values) for values in connection.execute(_SELECT_PAGE, wanted)]
 
 
 def _get_run(connection: sqlite3.Connection, id: str) -> StoredRun | None:
