@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
+import msgspec
 import pytest
 
 from torafugu.cli.installation import Installation, read_installation
+from torafugu.errors import WorkerCode
+from torafugu.orchestrate.head import Card
+from torafugu.pool.recorded import Question, Sample
 from torafugu.pool.spec import Limits, PoolSpec, Prices, Tags, Timeouts, WorkerSpec, read_pool
 from torafugu.server.config import KeySpec, ServerConfig
+from torafugu.store import RunRow
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted(ROOT.glob("docs/**/*.md"))
-PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *DOCS]
+TOP = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md", "bench/README.md")
+PAGES = [*(ROOT / name for name in TOP), *DOCS]
 SECTIONS = {
     "### fugu.toml": Installation,
     "#### `[server]`": ServerConfig,
@@ -30,14 +38,15 @@ SECTIONS = {
 }
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _TOML = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_JSON = re.compile(r"^```json\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _ROW = re.compile(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", re.MULTILINE)
 
 
-def section(heading: str) -> str:
-    """The text under a heading of the reference, up to the next heading."""
-    _, found, rest = (ROOT / "docs/reference.md").read_text().partition(f"\n{heading}\n")
-    assert found, f"docs/reference.md has no heading {heading!r}"
+def section(heading: str, page: str = "docs/reference.md") -> str:
+    """The text under a heading of a page, up to the next heading."""
+    _, found, rest = (ROOT / page).read_text().partition(f"\n{heading}\n")
+    assert found, f"{page} has no heading {heading!r}"
     return re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
 
 
@@ -79,6 +88,32 @@ def test_defaults_are_told_as_they_are(heading: str, cls: type) -> None:
         assert default.startswith("*required*") == is_required, field.name
         if isinstance(field.default, (bool, int, float, str)):
             assert tomllib.loads(f"it = {default.strip('`')}")["it"] == field.default, field.name
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "names"),
+    [
+        ("docs/recorded-format.md", "## questions", Question.__struct_fields__),
+        ("docs/recorded-format.md", "## outcomes", Sample.__struct_fields__),
+        ("docs/reference.md", "### card.json", Card.__struct_fields__),
+        ("docs/reference.md", "### A run", RunRow.__struct_fields__),
+        ("docs/reference.md", "### Errors", get_args(WorkerCode)),
+    ],
+)
+def test_every_field_and_code_is_explained(page: str, heading: str, names: tuple[str, ...]) -> None:
+    """Each field of what is written, and each way in which a worker fails, stands in the section about it."""
+    told = section(heading, page)
+    assert [name for name in names if f"`{name}`" not in told] == []
+
+
+def test_rows_of_the_recorded_format_can_be_read() -> None:
+    """Every example row of questions and outcomes is one, and says nothing that would be passed over."""
+    for heading, row_type in (("## questions", Question), ("## outcomes", Sample)):
+        rows = "".join(_JSON.findall(section(heading, "docs/recorded-format.md"))).splitlines()
+        assert len(rows) >= 3
+        for row in rows:
+            assert json.loads(row).keys() <= set(row_type.__struct_fields__)
+            msgspec.json.decode(row, type=row_type)
 
 
 def test_pages_are_there() -> None:
