@@ -112,6 +112,9 @@ def _ask_command(args: argparse.Namespace) -> int:
             except FuguError as error:
                 err.print(f"fugu: {error.message}\nrun {run_id}")
                 return 1
+        if run.answer is None:
+            err.print(f"fugu: no answer: stopped by {run.stopped.by if run.stopped else 'nothing'}\nrun {run.id}")
+            return 1
         sys.stdout.write("\n")
         who = " -> ".join(run.workers)
         err.print(
