@@ -218,10 +218,10 @@ def _task(prompt: str) -> Task:
 def test_replies_that_say_the_same_agree(one: str, other: str) -> None:
     """Two replies agree when their answers differ only in form."""
     task = _task("2 + 2?")
-    assert comparable_answer(task, one) == comparable_answer(task, other) != ""
+    assert comparable_answer(task.prompt, one) == comparable_answer(task.prompt, other) != ""
 
 
 @pytest.mark.parametrize("text", ["I do not know.", "", "<answer></answer>", "4"])
 def test_no_answer_agrees_with_nothing(text: str) -> None:
     """Where the question asks for tags, a reply without an answer in them has none to vote with."""
-    assert comparable_answer(_task("2 + 2? Put it between <answer> and </answer>."), text) == ""
+    assert comparable_answer("2 + 2? Put it between <answer> and </answer>.", text) == ""

@@ -12,7 +12,8 @@ Running out of budget is not an error: the run says what stopped it.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, TypeAlias
+import copyreg
+from typing import Any, ClassVar, Literal, TypeAlias
 
 __all__ = [
     "ConfigError",
@@ -42,6 +43,10 @@ class FuguError(Exception):
     @property
     def message(self) -> str:
         return str(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross processes whole, notes included; exceptions are by default made anew without their keywords."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # no stub
 
 
 class RequestError(FuguError):

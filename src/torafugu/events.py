@@ -88,6 +88,7 @@ class Answered(Value, frozen=True, kw_only=True, tag_field="kind", tag="answered
 
     step: int
     worker: str
+    notes: Mapping[str, Json] = {}
 
 
 class Stopped(Value, frozen=True, kw_only=True, tag_field="kind", tag="stopped"):

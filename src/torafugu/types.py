@@ -173,6 +173,9 @@ class Reply(Value, frozen=True, kw_only=True):
     worker: str
     text: str
     finish_reason: FinishReason
+    answer: str | None = None
+    """The final answer in a form that can be compared, where the worker knows it (a replayed one does); "" when it gave
+    none. None: nobody says so, read it off the text."""
     tool_calls: tuple[ToolCall, ...] = ()
     reasoning: str | None = None
     """The worker's visible reasoning; None when it showed none."""
@@ -199,14 +202,17 @@ class Step(Value, frozen=True, kw_only=True):
     id: int
     worker: str
     role: str = "worker"
+    """worker | thinker | verifier"""
     instruction: str | None = None
     """What the worker is told; None hands it the request's own messages."""
     sees: tuple[int, ...] = ()
-    """Ids of the steps whose replies it is shown."""
+    """Ids of the steps whose replies it is shown; how, its role decides (`prompts.py`)."""
     alternates: tuple[str, ...] = ()
     """Workers to fail over to, best first."""
     is_final: bool = False
     """Its reply is the run's answer, so its tokens may be streamed."""
+    is_optional: bool = False
+    """When no worker replies to it, the run goes on without."""
 
 
 class Plan(Value, frozen=True, kw_only=True):
@@ -225,3 +231,5 @@ class Answer(Value, frozen=True, kw_only=True):
     """The policy's decision that the run is over: the reply of `step` is the answer."""
 
     step: int
+    notes: Mapping[str, Json] = {}
+    """What the policy wants on record: how it came to stop."""

@@ -37,12 +37,12 @@ def extract_answer(text: str) -> str | None:
     return lines[-1].strip() if lines else None
 
 
-def comparable_answer(task: Task, text: str) -> str:
+def comparable_answer(prompt: str, text: str) -> str:
     """What two replies must have in common to agree: the answer, normalised, a number in one form.
 
     "" agrees with nothing: there is no answer, or none where the question asked for it (an "I do not know" is no vote).
     """
-    if "<answer>" in task.prompt and _find_tagged(text) is None:
+    if "<answer>" in prompt and _find_tagged(text) is None:
         return ""
     answer = _normalise(extract_answer(text) or "")
     number = _to_number(answer)

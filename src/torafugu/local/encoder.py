@@ -64,9 +64,9 @@ class MiniLM:
         """
         if reading not in READINGS:
             raise ModelError(f"reading {reading!r}: expected one of {', '.join(READINGS)}")
-        card = _read_card(folder)
-        self._session = _load_network(_read_checked(folder, "model.onnx", card), threads=threads)
-        self._tokeniser = _load_tokeniser(_read_checked(folder, "tokenizer.json", card))
+        card = read_card(folder)
+        self._session = _load_network(read_checked(folder, "model.onnx", card), threads=threads)
+        self._tokeniser = load_tokeniser(read_checked(folder, "tokenizer.json", card))
         self._reading = reading
         self._max_states = max_cached_windows
         self._states: OrderedDict[bytes, Vector] = OrderedDict()
@@ -99,7 +99,7 @@ class MiniLM:
         finally:
             pool.shutdown(cancel_futures=True)
         self.runs += len(windows)
-        rows = [_combine(cut_.windows, [states[window] for window in cut_.windows]) for cut_ in cuts]
+        rows = [combine(cut_.windows, [states[window] for window in cut_.windows]) for cut_ in cuts]
         return np.stack(rows) if rows else np.empty((0, self.dim), dtype=np.float32)
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ class MiniLM:
 
     def _encode(self, messages: tuple[Message, ...]) -> Encoding:
         cut_ = self._cut(messages)
-        hidden = _combine(cut_.windows, [self._recall(window) for window in cut_.windows])
+        hidden = combine(cut_.windows, [self._recall(window) for window in cut_.windows])
         return Encoding(hidden=hidden, tokens_read=cut_.pieces_read, tokens_total=cut_.pieces_total)
 
     def _cut(self, messages: Sequence[Message]) -> Cut:
@@ -128,10 +128,10 @@ class MiniLM:
     def _run(self, window: Window) -> Vector:
         """(dim,): one run of the network. Any thread may call it."""
         (hidden,) = self._session.run(None, {"input_ids": np.array([window], dtype=np.int64)})  # (1, T, dim)
-        return _read(hidden[0], self._reading)
+        return read_state(hidden[0], self._reading)
 
 
-def _read(hidden: Vector, reading: Reading) -> Vector:
+def read_state(hidden: Vector, reading: Reading) -> Vector:
     """(T, dim) -> (dim,). A copy, lest the cache keep all T rows alive."""
     if reading == "mean":
         mean: Vector = hidden.mean(axis=0)
@@ -140,14 +140,14 @@ def _read(hidden: Vector, reading: Reading) -> Vector:
     return row.copy()
 
 
-def _combine(windows: Sequence[Window], states: Sequence[Vector]) -> Vector:
+def combine(windows: Sequence[Sequence[int]], states: Sequence[Vector]) -> Vector:
     """The mean of the windows' states, weighted by their tokens, scaled to length one."""
     weights = np.array([len(window) for window in windows], dtype=np.float32)
     mean = weights @ np.stack(states)  # (dim,)
     return (mean / np.linalg.norm(mean)).astype(np.float32)
 
 
-def _read_card(folder: Path) -> _Card:
+def read_card(folder: Path) -> _Card:
     path = folder / "card.json"
     try:
         return msgspec.json.decode(path.read_bytes(), type=_Card)
@@ -157,7 +157,7 @@ def _read_card(folder: Path) -> _Card:
         raise ModelError(f"{path}: {error}: {_ADVICE}") from None
 
 
-def _read_checked(folder: Path, name: str, card: _Card) -> bytes:
+def read_checked(folder: Path, name: str, card: _Card) -> bytes:
     path = folder / name
     try:
         content = path.read_bytes()
@@ -183,7 +183,7 @@ def _load_network(content: bytes, *, threads: int) -> Any:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def _load_tokeniser(content: bytes) -> Any:
+def load_tokeniser(content: bytes) -> Any:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(content.decode())

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ..errors import FuguError, PlanError
+from ..errors import FuguError, PlanError, WorkerError
 from ..events import Accepted, Answered, Event, Planned, Stopped
 from ..pool.backend import OnDelta, Query
 from ..types import Answer, Plan, Reply, Request, Step
 from .budget import Budget
 from .policy import Policy
+from .render import step_to_query
 from .run import NO_RECORD, Recorder, Run, create_run_id
 
 __all__ = ["Caller", "Origin", "orchestrate"]
@@ -97,7 +98,7 @@ async def orchestrate(
                 raise
             stopped_by = "budget:seconds"
         if run.answer is None and (best := _best_so_far(run, is_streaming=on_delta is not None)) is not None:
-            _answer(run, best)
+            _answer(run, Answer(step=best))
     except asyncio.CancelledError:
         _stop(run, "client_closed")
         raise
@@ -122,7 +123,7 @@ async def _decide_and_execute(
         if isinstance(decision, Answer):
             if decision.step not in run.replies:
                 raise PlanError(f"policy {policy.id!r} answers with step {decision.step}, which has no reply")
-            _answer(run, decision.step)
+            _answer(run, decision)
             return "answer"
         limit = budget.spent_by(run)
         if limit is not None:
@@ -136,20 +137,22 @@ async def _decide_and_execute(
         await _execute(decision, run, pool, on_delta)
 
 
-def _answer(run: Run, step: int) -> None:
-    run.answer = run.replies[step]
-    run.record(Answered(step=step, worker=run.answer.worker))
+def _answer(run: Run, answer: Answer) -> None:
+    run.answer = run.replies[answer.step]
+    run.record(Answered(step=answer.step, worker=run.answer.worker, notes=answer.notes))
 
 
 def _best_so_far(run: Run, *, is_streaming: bool) -> int | None:
-    """The step whose reply stands in when the budget ended: the final one, else the latest."""
-    final = [step.id for planned in run.plans for step in planned.plan.steps if step.is_final]
+    """The step whose reply stands in when the budget ended: the final one, else the latest Worker's."""
+    steps = [step for planned in run.plans for step in planned.plan.steps]
+    final = [step.id for step in steps if step.is_final]
     replied = [step for step in final if step in run.replies]
     if replied:
         return replied[-1]
     if final and is_streaming:  # its first tokens may have left: another answer must not follow them
         return None
-    return next(reversed(run.replies), None)
+    workers = {step.id for step in steps if step.role == "worker"}  # advice and verdicts are no answers
+    return next((id for id in reversed(run.replies) if id in workers), None)
 
 
 def _check(plan: Plan, run: Run, pool: Caller) -> None:
@@ -163,10 +166,10 @@ def _check(plan: Plan, run: Run, pool: Caller) -> None:
     for step in plan.steps:
         if step.id in known:
             raise PlanError(f"step {step.id} is planned twice")
-        if unseen := set(step.sees) - known:
-            raise PlanError(f"step {step.id} sees {sorted(unseen)}: no such earlier step")
-        if step.instruction is not None or step.sees:
-            raise PlanError(f"step {step.id} has an instruction or sees other steps: no policy here plans that yet")
+        if unseen := set(step.sees) - set(run.replies):
+            raise PlanError(f"step {step.id} sees {sorted(unseen)}: no such earlier reply")
+        if step.instruction is not None:
+            raise PlanError(f"step {step.id} has an instruction: no policy here plans that yet")
         for worker in (step.worker, *step.alternates):
             if worker not in pool.ids:
                 raise PlanError(f"step {step.id} names worker {worker!r}: the pool has {', '.join(sorted(pool.ids))}")
@@ -188,13 +191,17 @@ async def _execute(plan: Plan, run: Run, pool: Caller, on_delta: OnDelta | None)
 
 
 async def _call(step: Step, run: Run, pool: Caller, on_delta: OnDelta | None) -> None:
-    await pool.complete(
-        Query(messages=run.request.messages, sampling=run.request.sampling, task=run.request.task),
-        step=step.id,
-        workers=(step.worker, *step.alternates),
-        record=run.record,
-        on_delta=on_delta if step.is_final else None,
-    )
+    try:
+        await pool.complete(
+            step_to_query(step, run),
+            step=step.id,
+            workers=(step.worker, *step.alternates),
+            record=run.record,
+            on_delta=on_delta if step.is_final else None,
+        )
+    except WorkerError:  # each attempt is on record
+        if not step.is_optional:
+            raise
 
 
 def _stop(run: Run, by: str, error: FuguError | None = None) -> None:

@@ -21,6 +21,10 @@ class Query(Value, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     task: str | None = None
     """As in `Request`."""
+    role: str = "worker"
+    """As in `Step`, for workers that replay answers; never sent."""
+    verifies: str | None = None
+    """The answer to be verified, in comparable form, for workers that replay answers; never sent."""
 
 
 class Delta(Value, frozen=True, kw_only=True):
@@ -38,6 +42,8 @@ class Completion(Value, frozen=True, kw_only=True):
 
     text: str
     finish_reason: FinishReason
+    answer: str | None = None
+    """As in `Reply`."""
     tool_calls: tuple[ToolCall, ...] = ()
     reasoning: str | None = None
     usage: Usage = Usage()

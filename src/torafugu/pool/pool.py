@@ -363,6 +363,7 @@ class _Worker:
             worker=self.id,
             text=completion.text,
             finish_reason=completion.finish_reason,
+            answer=completion.answer,
             tool_calls=mend_tool_calls(completion.tool_calls) if completion.tool_calls else (),
             reasoning=completion.reasoning,
             usage=completion.usage,

@@ -182,12 +182,16 @@ class Recorded:
             )
         sample = rows[0]
         text = self._recorded.texts.get(qid, {}).get(self.worker) or sample.answer or "(no answer)"
+        if query.role == "verifier":  # it has solved the question itself; do the answers agree?
+            verdict = "ACCEPT" if sample.answer and sample.answer == query.verifies else "REJECT"
+            text = f"{verdict}\nMy own answer is <answer>{sample.answer}</answer>"
         if on_delta is not None:
             for start in range(0, len(text), _PIECE_CHARS):
                 await on_delta(Delta(text=text[start : start + _PIECE_CHARS]))
         return Completion(
             text=text,
             finish_reason="stop",
+            answer=sample.answer,
             usage=Usage(input_tokens=sample.in_tokens, output_tokens=sample.out_tokens),
             provider_model=self.worker,
             provider_id=completion_id(sample),

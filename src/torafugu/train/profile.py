@@ -205,7 +205,7 @@ def _to_sample(job: Job, episode: Episode) -> Sample:
         model=job.worker,
         k=job.k,
         correct=float(episode.correct or False),
-        answer=comparable_answer(job.task, episode.text),
+        answer=comparable_answer(job.task.prompt, episode.text),
         in_tokens=episode.usage.input_tokens,
         out_tokens=episode.usage.output_tokens,
         latency_s=None if episode.reply_latency_ms is None else round(episode.reply_latency_ms / 1e3, 6),

@@ -1,0 +1,56 @@
+"""The final answer of a reply, in a form that can be compared: what agreement between workers is read off.
+
+Whether answers can be read at all hangs on the request: a number, an option or a tagged answer can be compared, an
+essay cannot. Nothing is guessed: where no form of ours is found, the answer is None, and only a Verifier can judge it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..grade.exact import comparable_answer, extract_answer
+from ..types import Message, Reply, Request
+
+__all__ = ["asks_for_answer", "read_answer"]
+
+_TAG = re.compile(r"<answer>", re.IGNORECASE)
+_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+_ANNOUNCED = re.compile(r"(?:final\s+)?answer\s*(?:is)?\s*[:=]\s*(.+)", re.IGNORECASE)
+_MARKUP = re.compile(r"[*_`$]+")
+_SHORT_CHARS = 48
+"""A reply of one line that is no longer is an answer by itself."""
+
+
+def asks_for_answer(request: Request) -> bool:
+    """Whether every good reply holds an answer that can be compared: a task with a gold answer, or a prompt that asks
+    for the form.
+    """
+    text = _last_user(request.messages)
+    return request.task is not None or bool(_TAG.search(text)) or "\\boxed" in text
+
+
+def read_answer(request: Request, reply: Reply) -> str | None:
+    """In comparable form; "" when the reply lacks the answer that it was asked for; None when none can be read.
+
+    In this order: what the worker itself says it is, `<answer>` tags, `\\boxed{}`, a last line "Answer: ...", a reply
+    that is one short line.
+    """
+    if reply.answer is not None:
+        return reply.answer
+    prompt, text = _last_user(request.messages), reply.text
+    if _TAG.search(text):
+        return comparable_answer("<answer>", text)
+    if boxed := _BOXED.findall(text):
+        return comparable_answer("", boxed[-1]) or None
+    if asks_for_answer(request):
+        return comparable_answer(prompt, text)
+    last = _MARKUP.sub("", extract_answer(text) or "").strip()
+    if announced := _ANNOUNCED.fullmatch(last):
+        return comparable_answer("", announced[1]) or None
+    if last and len(last) <= _SHORT_CHARS and "\n" not in text.strip():
+        return comparable_answer("", last) or None
+    return None
+
+
+def _last_user(messages: tuple[Message, ...]) -> str:
+    return next((message.text for message in reversed(messages) if message.role == "user"), "")
