@@ -1,6 +1,6 @@
-"""What the selector gains on recorded answers of real models: on families it knows, and on families it has never seen.
+"""What a policy gains on recorded answers of real models: on families it knows, and on families it has never seen.
 
-    python -m bench.recorded --root ../shared/data/recorded --only pool_b
+    python -m bench.recorded --kind trinity --only pool_b
 
 For each pool and seed: train on train+validation, evaluate on `test`. Then, for each draw, a fifth of the families is
 taken out of all splits and becomes the split `unseen`; train on the rest, evaluate there. Prints JSON. The numbers in
@@ -26,8 +26,10 @@ import numpy as np
 from torafugu.eval.provenance import describe_data, find_commit
 from torafugu.eval.report import evaluate
 from torafugu.eval.states import default_cache
+from torafugu.eval.stats import paired_bootstrap
 from torafugu.local import MiniLM
 from torafugu.pool.recorded import RecordedSet, create_recorded_pool, read_recorded
+from torafugu.train.coordinator import CoordinatorConfig, train_coordinator
 from torafugu.train.selector import SelectorConfig, train_selector
 
 POOLS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -54,21 +56,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("../shared/data/recorded"))
     parser.add_argument("--only", action="append", choices=sorted(POOLS), help="default: all")
+    parser.add_argument("--kind", choices=("selector", "trinity"), default="selector")
+    parser.add_argument("--no-trainers", action="store_true", help="trinity: only the supervised start")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds for the seen families")
     parser.add_argument("--draws", type=int, default=3, help="draws of unseen families")
     parser.add_argument("--cache", type=Path, default=default_cache())
     args = parser.parse_args()
-    encoder = MiniLM()
+    bench = Bench(MiniLM(), args.cache, kind=args.kind, has_trainers=not args.no_trainers)
     rows = []
     for name in args.only or POOLS:
         folder, datasets = POOLS[name]
         started = time.time()
         recorded = read_recorded(args.root / folder, datasets=datasets)
-        seen = [measure(recorded, "test", seed, encoder, args.cache) for seed in range(args.seeds)]
-        unseen = [
-            measure(hold_out_families(recorded, draw), "unseen", draw, encoder, args.cache)
-            for draw in range(args.draws)
-        ]
+        seen = [bench.measure(recorded, "test", seed) for seed in range(args.seeds)]
+        unseen = [bench.measure(hold_out_families(recorded, draw), "unseen", draw) for draw in range(args.draws)]
         rows.append(
             {
                 "pool": name,
@@ -91,20 +92,56 @@ def hold_out_families(recorded: RecordedSet, draw: int) -> RecordedSet:
     return dataclasses.replace(recorded, questions=questions)
 
 
-def measure(recorded: RecordedSet, split: str, seed: int, encoder: MiniLM, cache: Path) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Trains and evaluates one kind of policy."""
+
+    encoder: MiniLM
+    cache: Path
+    kind: str
+    has_trainers: bool
+
+    def measure(self, recorded: RecordedSet, split: str, seed: int) -> dict[str, Any]:
+        started = time.time()
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            made = self._train_trinity(recorded, folder, seed) if self.kind == "trinity" else None
+            made = made or self._train_selector(recorded, folder, seed)
+            report = evaluate(
+                folder, recorded, split=split, seed=seed, cache=self.cache, encoder=self.encoder, report=Quiet()
+            )
+        print(
+            f"{self.kind} {recorded.path.name} {split} {seed}: {report['gain']['mean']:+.3f} at "
+            f"{report['calls_mean']:.2f} calls, {time.time() - started:.0f} s: {made['candidate']}, {made['trained']}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return report | made
+
+    def _train_selector(self, recorded: RecordedSet, folder: Path, seed: int) -> dict[str, Any]:
         trained = train_selector(
             recorded,
-            encoder,
+            self.encoder,
             create_recorded_pool(recorded),
-            Path(folder),
+            folder,
             config=SelectorConfig(seed=seed),
-            cache=cache,
+            cache=self.cache,
             report=Quiet(),
         )
-        report = evaluate(Path(folder), recorded, split=split, seed=seed, cache=cache, encoder=encoder, report=Quiet())
-    report["candidate"], report["evolved"] = trained.winner.candidate.name, trained.evolved
-    return report
+        return {"candidate": trained.winner.candidate.name, "trained": trained.evolved}
+
+    def _train_trinity(self, recorded: RecordedSet, folder: Path, seed: int) -> dict[str, Any]:
+        config = CoordinatorConfig(seed=seed)
+        trained = train_coordinator(
+            recorded,
+            self.encoder,
+            create_recorded_pool(recorded),
+            folder,
+            config=config if self.has_trainers else dataclasses.replace(config, trainers=()),
+            cache=self.cache,
+            report=Quiet(),
+        )
+        return {"candidate": trained.start.name, "trained": trained.trainer}
 
 
 def summarise(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -112,7 +149,10 @@ def summarise(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "n": [report["n"] for report in reports],
         "candidate": [report["candidate"] for report in reports],
-        "evolved": [report["evolved"] for report in reports],
+        "trained": [report["trained"] for report in reports],
+        "calls": [report["calls_mean"] for report in reports],
+        "gain_over_vote_5": [report["gain_over"].get("vote_5") for report in reports],
+        "all": pool_questions(reports),
         "best_single": [report["best_single"] for report in reports],
         "accuracy": [report["accuracy"] for report in reports],
         "gain": [report["gain"] for report in reports],
@@ -123,6 +163,34 @@ def summarise(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "cost_usd": [report["cost_usd"] for report in reports],
         "best_single_cost_usd": [report["best_single_cost_usd"] for report in reports],
     }
+
+
+def pool_questions(reports: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Over all runs: a question that stands in several counts with the mean of its scores. Intervals over questions, and
+    over families, whose questions are not independent.
+    """
+    by_qid: dict[str, list[dict[str, Any]]] = {}
+    for report in reports:
+        for row in report["questions"]:
+            by_qid.setdefault(row["qid"], []).append(row)
+    if not by_qid:
+        return None
+
+    def mean(key: str) -> Any:
+        return np.array([np.mean([row[key] for row in rows]) for rows in by_qid.values()])
+
+    ours, families = mean("score"), [rows[0]["family"] for rows in by_qid.values()]
+    found: dict[str, Any] = {"n": len(by_qid), "accuracy": float(ours.mean()), "calls": float(mean("calls").mean())}
+    for name in ("best_single", "vote_5"):
+        theirs = mean(name)
+        gain = paired_bootstrap(ours, theirs, seed=0)
+        by_family = paired_bootstrap(ours, theirs, groups=families, seed=0)
+        found[name] = {
+            "accuracy": float(theirs.mean()),
+            "gain": [gain.mean, gain.low, gain.high],
+            "gain_by_family": [by_family.low, by_family.high],
+        }
+    return found
 
 
 if __name__ == "__main__":

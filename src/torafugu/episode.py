@@ -5,14 +5,15 @@ A worker's or grader's fault is never scored (`score` is None); a policy's fault
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 
 from .errors import Fault, FuguError
-from .events import Called, Event, Stopped
+from .events import Answered, Called, Event, Planned, Replied, Stopped
 from .grade.grader import Grader
 from .grade.task import Task
 from .orchestrate import Budget, Caller, Policy, orchestrate
-from .types import Message, Reply, Request, Usage, Value
+from .types import Json, Message, Reply, Request, Usage, Value
 
 __all__ = ["Episode", "run_episode", "task_to_request"]
 
@@ -28,7 +29,11 @@ class Episode(Value, frozen=True, kw_only=True):
     correct: bool | None = None
     """The grader's yes or no; None when it was not scored."""
     workers: tuple[str, ...] = ()
-    """Workers called, in order."""
+    """Workers called, in order, each once."""
+    replied: tuple[tuple[str, str], ...] = ()
+    """(worker, role) of every reply, in order."""
+    stopped: Mapping[str, Json] = {}
+    """What the policy said of how it came to stop."""
     answered_by: str | None = None
     text: str = ""
     provider_id: str | None = None
@@ -79,10 +84,19 @@ class _Spent:
     def __init__(self) -> None:
         self.workers: dict[str, None] = {}
         self.stopped: Stopped | None = None
+        self.roles: dict[int, str] = {}
+        self.replied: list[tuple[str, str]] = []
+        self.notes: Mapping[str, Json] = {}
 
     def write(self, event: Event) -> None:
         if isinstance(event, Called):
             self.workers[event.worker] = None
+        elif isinstance(event, Planned):
+            self.roles |= {step.id: step.role for step in event.plan.steps}
+        elif isinstance(event, Replied):
+            self.replied.append((event.reply.worker, self.roles[event.step]))
+        elif isinstance(event, Answered):
+            self.notes = event.notes
         elif isinstance(event, Stopped):
             self.stopped = event
 
@@ -106,6 +120,8 @@ def _episode(
         score=score,
         correct=correct,
         workers=tuple(spent.workers),
+        replied=tuple(spent.replied),
+        stopped=spent.notes,
         answered_by=answer.worker if answer else None,
         text=answer.text if answer else "",
         provider_id=answer.provider_id if answer else None,

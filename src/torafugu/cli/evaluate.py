@@ -12,7 +12,8 @@ import msgspec
 from ..errors import ConfigError
 from ..eval.report import evaluate
 from ..eval.states import default_cache
-from ..orchestrate.head import Head
+from ..orchestrate.artefact import read_card, write_card
+from ..orchestrate.policies import KINDS
 from ..pool.recorded import read_recorded
 from .console import Stages, err, out, percent, print_table, usd
 
@@ -113,6 +114,8 @@ def print_report(report: dict[str, Any]) -> None:
     out.print(
         f"cost {usd(report['cost_usd'])} (best single {usd(report['best_single_cost_usd'])}; {report['cost_basis']})"
     )
+    for alarm in report["alarms"]:
+        err.print(f"alarm: {alarm['message']}")
     for name, why in report["baselines_not_measured"].items():
         err.print(f"{name}: not measured: {why}")
     if report["unscored"]["count"]:
@@ -125,7 +128,7 @@ def promote(policy: Path, report: dict[str, Any], *, force: bool) -> int:
     """The headroom gate: a head is fit to serve when, on questions it was not trained on, the lower end of its interval
     is above the best single worker.
     """
-    head = Head.load(policy)
+    card = read_card(policy, *KINDS)
     why_not = _find_objection(report)
     if why_not and not force:
         err.print(
@@ -145,8 +148,8 @@ def promote(policy: Path, report: dict[str, Any], *, force: bool) -> int:
         "oracle": report["oracle"],
         "commit": report["commit"],
     }
-    Head(head.features, head.weight, msgspec.structs.replace(head.card, gate=gate)).save(policy)
-    out.print(f"promoted fugu@{head.id}{f' by force: {why_not}' if why_not else ''}")
+    write_card(policy, msgspec.structs.replace(card, gate=gate))
+    out.print(f"promoted {report['policy']['id']}{f' by force: {why_not}' if why_not else ''}")
     return 0
 
 

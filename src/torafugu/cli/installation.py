@@ -38,6 +38,8 @@ class Installation:
     """Pool file; None: the home pool, which needs no key and no network."""
     policy: Path | None = None
     """Folder of the head behind `fugu`; None: `fugu` is not offered, only the workers are."""
+    trinity: Path | None = None
+    """Folder of the head behind `fugu-trinity`; None: it is not offered."""
     record: Path = Path("runs.sqlite")
     """Where runs are recorded."""
     server: ServerConfig = field(default_factory=ServerConfig)
@@ -63,13 +65,23 @@ class Opened:
             return self.policies[model]
         if model in self.pool.ids:
             return Direct(model)
-        why = "" if self.policies else " (`fugu` is not offered: no policy is configured)"
+        missing = [name for name in ("fugu", "fugu-trinity") if name not in self.policies]
+        why = (
+            f" ({' and '.join(f'`{name}`' for name in missing)} not offered: no policy is configured)"
+            if missing
+            else ""
+        )
         names = ", ".join([*self.policies, *sorted(self.pool.ids)])
         raise ConfigError(f"no model {model!r}: expected one of {names}{why}")
 
 
 def read_installation(
-    file: Path | None, *, pool: Path | None = None, policy: Path | None = None, record: Path | None = None
+    file: Path | None,
+    *,
+    pool: Path | None = None,
+    policy: Path | None = None,
+    trinity: Path | None = None,
+    record: Path | None = None,
 ) -> Installation:
     """`file`, else ./fugu.toml, else nothing but defaults; then what the command line says.
 
@@ -90,12 +102,14 @@ def read_installation(
             read,
             pool=None if read.pool is None else base / read.pool,
             policy=None if read.policy is None else base / read.policy,
+            trinity=None if read.trinity is None else base / read.trinity,
             record=base / read.record,
         )
     return replace(
         installation,
         pool=pool or installation.pool,
         policy=policy or installation.policy,
+        trinity=trinity or installation.trinity,
         record=record or installation.record,
     )
 
@@ -110,28 +124,42 @@ async def open_installation(installation: Installation) -> AsyncIterator[Opened]
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(installation.read_pool()))
         policies: dict[str, Policy] = {}
-        warnings = ["`fugu` is not offered: no policy is configured (fugu train selector, then --policy DIR)"]
-        if installation.policy is not None:
-            policies["fugu"], warnings = _load_selector(installation.policy, pool, stack)
+        warnings = []
+        if installation.policy is None and installation.trinity is None:
+            warnings.append("`fugu` is not offered: no policy is configured (fugu train selector, then --policy DIR)")
+        else:
+            warnings += _load_policies(installation, pool, policies, stack)
         store = await stack.enter_async_context(open_store(installation.record))
         yield Opened(installation=installation, pool=pool, policies=policies, store=store, warnings=tuple(warnings))
 
 
-def _load_selector(folder: Path, pool: Pool, stack: AsyncExitStack) -> tuple[Policy, list[str]]:
-    """The policy, and what is to be said of it."""
+def _load_policies(
+    installation: Installation, pool: Pool, policies: dict[str, Policy], stack: AsyncExitStack
+) -> list[str]:
+    """Fills `policies`, by model name. Returns what is to be said of them."""
     from ..local import MiniLM
-    from ..orchestrate.head import Head
-    from ..orchestrate.selector import Selector
+    from ..orchestrate.artefact import read_card
+    from ..orchestrate.policies import KINDS, load_policy
 
-    head = Head.load(folder)
     encoder = MiniLM()
     stack.callback(encoder.close)
+    models = {id: spec.model for id, spec in pool.specs.items()}
     warnings = []
-    if not head.card.gate.get("promoted"):
-        warnings.append(
-            f"fugu@{head.id} was not promoted: nothing shows that it beats the best single worker "
-            f"(fugu eval --policy {folder} --data DIR --promote)"
-        )
-    elif head.card.gate.get("forced"):
-        warnings.append(f"fugu@{head.id} was promoted by force: {head.card.gate.get('objection')}")
-    return Selector(head, encoder, {id: spec.model for id, spec in pool.specs.items()}), warnings
+    for name, folder in (("fugu", installation.policy), ("fugu-trinity", installation.trinity)):
+        if folder is None:
+            continue
+        card = read_card(folder, *KINDS)
+        if KINDS[card.kind] != name:
+            key = "policy" if name == "fugu-trinity" else "trinity"
+            raise ConfigError(
+                f"{folder}: a {card.kind} is behind `{KINDS[card.kind]}`, not `{name}`: name it as `{key}`"
+            )
+        policies[name] = load_policy(folder, encoder, models)
+        if not card.gate.get("promoted"):
+            warnings.append(
+                f"{policies[name].id} was not promoted: nothing shows that it beats the best single worker "
+                f"(fugu eval --policy {folder} --data DIR --promote)"
+            )
+        elif card.gate.get("forced"):
+            warnings.append(f"{policies[name].id} was promoted by force: {card.gate.get('objection')}")
+    return warnings

@@ -25,11 +25,12 @@ def add_installation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="installation file (default ./fugu.toml)")
     parser.add_argument("--pool", type=Path, help="pool file, instead of the installation's")
     parser.add_argument("--policy", type=Path, help="folder of the head behind `fugu`, instead of the installation's")
+    parser.add_argument("--trinity", type=Path, help="folder of the head behind `fugu-trinity`, likewise")
     parser.add_argument("--record", type=Path, help="where runs are recorded (default runs.sqlite)")
 
 
 def installation_from(args: argparse.Namespace) -> Installation:
-    return read_installation(args.config, pool=args.pool, policy=args.policy, record=args.record)
+    return read_installation(args.config, pool=args.pool, policy=args.policy, trinity=args.trinity, record=args.record)
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,7 +45,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     serve.set_defaults(run=_serve_command)
     ask = commands.add_parser("ask", help="one question, answered and recorded, without a server")
     add_installation_arguments(ask)
-    ask.add_argument("--model", default="fugu", help="`fugu` or a worker's id (default fugu)")
+    ask.add_argument("--model", default="fugu", help="`fugu`, `fugu-trinity` or a worker's id (default fugu)")
     ask.add_argument("--max-tokens", type=at_least_one, help="longest answer")
     ask.add_argument("question", nargs="?", help="the question (default: read from stdin)")
     ask.set_defaults(run=_ask_command)

@@ -23,6 +23,7 @@ _INSTALLATION = """\
 # A Torafugu installation. Paths are relative to this file.
 pool = "pool.toml"
 # policy = "policy"      # the head behind `fugu`: fugu profile, then fugu train selector --out policy
+# trinity = "trinity"    # the head behind `fugu-trinity`: fugu train trinity --out trinity
 record = "runs.sqlite"   # every run: who was called, with what, for how much
 
 [server]
@@ -117,10 +118,11 @@ def _diagnose(installation: Installation) -> Iterator[tuple[bool, str]]:
             yield False, f"worker {worker.id!r}: {worker.key_env} is not set"
         price = resolve_price(worker)
         yield True, f"worker {worker.id!r}: price {'unknown: its costs will be too' if price is None else price.source}"
-    if installation.policy is None:
-        yield True, "no policy: `fugu` is not offered, only the workers are"
-    else:
-        yield from _diagnose_policy(installation.policy)
+    for name, folder in (("fugu", installation.policy), ("fugu-trinity", installation.trinity)):
+        if folder is None:
+            yield True, f"no policy: `{name}` is not offered"
+        else:
+            yield from _diagnose_policy(folder)
     for key in installation.server.keys:
         if key.env and not os.environ.get(key.env, "").strip():
             yield False, f"key {key.name!r}: {key.env} is not set"
@@ -133,19 +135,20 @@ def _diagnose(installation: Installation) -> Iterator[tuple[bool, str]]:
 
 
 def _diagnose_policy(folder: Path) -> Iterator[tuple[bool, str]]:
-    from ..orchestrate.head import Head
+    from ..orchestrate.artefact import read_card
+    from ..orchestrate.policies import KINDS
 
     try:
-        head = Head.load(folder)
+        card = read_card(folder, *KINDS)
     except FuguError as error:
         yield False, error.message
         return
-    gate = head.card.gate
+    name, gate = f"{KINDS[card.kind]}@{card.short_hash}", card.gate
     if not gate.get("promoted"):
-        yield True, f"policy fugu@{head.id}: not promoted; measure it: fugu eval --policy {folder} --data DIR --promote"
+        yield True, f"policy {name}: not promoted; measure it: fugu eval --policy {folder} --data DIR --promote"
     else:
         low = f"{gate['gain']['low'] * 100:+.1f} %"
-        yield True, f"policy fugu@{head.id}: promoted{' BY FORCE' if gate['forced'] else ''}, lower bound {low}"
+        yield True, f"policy {name}: promoted{' BY FORCE' if gate['forced'] else ''}, lower bound {low}"
 
 
 async def _open(installation: Installation) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..grade.by_task import TaskGrader
@@ -17,7 +19,17 @@ from ..pool.spec import NETWORK_DIALECTS, PoolSpec
 from .console import Stages, err, out, percent, print_table, usd
 from .installation import Installation
 
-__all__ = ["add_parsers", "at_least_one", "load_tasks", "run_profile", "train_selector_command"]
+if TYPE_CHECKING:
+    from ..train.coordinator import CoordinatorConfig
+
+__all__ = [
+    "add_parsers",
+    "at_least_one",
+    "load_tasks",
+    "run_profile",
+    "train_selector_command",
+    "train_trinity_command",
+]
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,13 +60,43 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         description="Learn from recorded outcomes which worker to ask. Uses the splits `train` and `validation`; "
         "every other split stays unseen.",
     )
-    selector.add_argument("--data", type=Path, required=True, help="folder of the recorded format")
-    selector.add_argument("--dataset", action="append", default=[], help="use only this dataset of it (repeatable)")
-    selector.add_argument("--out", type=Path, required=True, help="folder for the head, its card and its metrics")
-    selector.add_argument("--seed", type=int, default=0)
+    _add_common(selector)
     selector.add_argument("--no-evolution", action="store_true", help="leave the second stage (sep-CMA-ES) out")
-    selector.add_argument("--cache", type=Path, help="folder for hidden states (default ~/.cache/torafugu/states)")
     selector.set_defaults(run=_train_command)
+    trinity = kinds.add_parser(
+        "trinity",
+        help="the policy behind `fugu-trinity`: Workers and Verifiers, turn by turn",
+        description="Learn from recorded outcomes whom to ask, when answers can be trusted, and when to stop. Uses the "
+        "splits `train` and `validation`; every other split stays unseen.",
+    )
+    _add_common(trinity)
+    trinity.add_argument(
+        "--call-price",
+        type=_price,
+        default=0.001,
+        help="accuracy that a further call has to bring, 0.001 being 0.1 points (default 0.001; the paper's is 0)",
+    )
+    trinity.add_argument(
+        "--mean-calls", type=_mean_calls, default=3.1, help="calls per question, on average, at most (default 3.1)"
+    )
+    trinity.add_argument(
+        "--cost-price",
+        type=_price,
+        default=0.0,
+        help="accuracy that a call of the dearest worker's mean cost has to bring (default 0)",
+    )
+    trinity.add_argument(
+        "--no-evolution", action="store_true", help="leave the trainers out: the supervised start only"
+    )
+    trinity.set_defaults(run=_train_trinity_command)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="folder of the recorded format")
+    parser.add_argument("--dataset", action="append", default=[], help="use only this dataset of it (repeatable)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the head, its card and its metrics")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, help="folder for hidden states (default ~/.cache/torafugu/states)")
 
 
 def _profile_command(args: argparse.Namespace) -> int:
@@ -190,12 +232,71 @@ def train_selector_command(
     return 0
 
 
+def _train_trinity_command(args: argparse.Namespace) -> int:
+    from ..train.coordinator import CoordinatorConfig
+
+    config = CoordinatorConfig(
+        seed=args.seed, call_price=args.call_price, cost_price=args.cost_price, mean_calls=args.mean_calls
+    )
+    if args.no_evolution:
+        config = replace(config, trainers=())
+    return train_trinity_command(args.data, args.out, datasets=args.dataset, config=config, cache=args.cache)
+
+
+def train_trinity_command(
+    data: Path, folder: Path, *, datasets: list[str], config: CoordinatorConfig, cache: Path | None
+) -> int:
+    from ..eval.states import default_cache
+    from ..local import MiniLM
+    from ..train.coordinator import train_coordinator
+
+    recorded = read_recorded(data, datasets=datasets)
+    encoder = MiniLM()
+    try:
+        with Stages() as stages:
+            trained = train_coordinator(
+                recorded,
+                encoder,
+                create_recorded_pool(recorded),
+                folder,
+                config=config,
+                cache=cache or default_cache(),
+                report=stages,
+            )
+    finally:
+        encoder.close()
+    card = trained.head.card
+    made = ", ".join(filter(None, (str(card.training["candidate"]), trained.trainer, f"{card.training['seconds']} s")))
+    out.print(f"{folder}: head fugu-trinity@{trained.head.id}, {made}")
+    out.print(f"{folder / 'report.html'}: what happened, in pictures")
+    if card.training["candidate"] == "single":
+        out.print(
+            "No candidate beat the best single worker by more than its standard error: the head always asks "
+            f"{card.baselines['best_single']['worker']!r}."
+        )
+    return 0
+
+
 def at_least_one(text: str) -> int:
     """An argument that counts something."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
     return number
+
+
+def _mean_calls(text: str) -> float:
+    calls = float(text)
+    if not calls >= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return calls
+
+
+def _price(text: str) -> float:
+    price = float(text)
+    if not 0 <= price <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 to 1, a share of a right answer")
+    return price
 
 
 def _usd_limit(text: str) -> Decimal:

@@ -28,11 +28,12 @@ from .baselines import (
     score_of_choice,
     vote_score,
 )
+from .diagnostics import Turns
 from .matrix import OutcomeMatrix
 from .neighbours import KNearest, SupportVectors
 from .stats import gap_closed, paired_bootstrap, routing_entropy_bits
 
-__all__ = ["LearnedBaselines", "Measured", "measure_baselines", "run_policy", "summarise"]
+__all__ = ["LearnedBaselines", "Measured", "episodes_to_turns", "measure_baselines", "run_policy", "summarise"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -87,6 +88,29 @@ async def run_policy(
         if progress:
             progress(1)
     return episodes
+
+
+def episodes_to_turns(target: OutcomeMatrix, episodes: Sequence[Episode]) -> list[Turns]:
+    """What the diagnostics need to know of each episode; agreement is read off the recorded answers."""
+    column_of = {worker: j for j, worker in enumerate(target.workers)}
+    found = []
+    for i, episode in enumerate(episodes):
+        asked = {worker for worker, role in episode.replied if role != "thinker"}
+        answers = {worker: target.answers[i][column_of[worker]] for worker in asked}
+        final = answers.get(episode.answered_by or "")
+        found.append(
+            Turns(
+                calls=episode.replied,
+                answered_by=episode.answered_by,
+                accepted=episode.stopped.get("stopped") == "accepted",
+                turns=int(episode.stopped.get("turns", len(episode.replied))),
+                agreement=sum(answer == final for answer in answers.values()) if final else None,
+                asked=len(asked),
+                score=episode.score,
+                cost_usd=None if episode.cost_usd is None else float(episode.cost_usd),
+            )
+        )
+    return found
 
 
 def measure_baselines(
@@ -168,6 +192,8 @@ def summarise(
         "gap_closed": gap_closed(float(ours.mean()), float(theirs.mean()), float(oracle.mean())),
         "calls_mean": float(np.mean([episodes[i].calls for i in rows])),
         **_costs(kept, [episodes[i] for i in rows], single),
+        "gain_over": {m.name: _gain_over(ours, m.scores[rows], seed) for m in baselines if m.scores is not None},
+        "questions": _per_question(kept, [episodes[i] for i in rows], theirs, rows, baselines),
         "baselines": {m.name: None if m.scores is None else float(m.scores[rows].mean()) for m in baselines},
         "baseline_calls": {m.name: m.calls for m in baselines},
         "baselines_not_measured": {m.name: m.why_not for m in baselines if m.scores is None},
@@ -176,6 +202,31 @@ def summarise(
         "routing_entropy_bits": routing_entropy_bits([chosen.count(w) for w in shares]) if shares else None,
         "by_category": _by_category(kept, ours, theirs, oracle),
     }
+
+
+def _gain_over(ours: Floats, theirs: Floats, seed: int) -> dict[str, Json]:
+    """Of our policy over a baseline, with its paired interval."""
+    gain = paired_bootstrap(ours, theirs, samples=BOOTSTRAP_SAMPLES, seed=seed)
+    return {"mean": gain.mean, "low": gain.low, "high": gain.high}
+
+
+def _per_question(
+    kept: OutcomeMatrix, episodes: Sequence[Episode], theirs: Floats, rows: Sequence[int], baselines: Sequence[Measured]
+) -> list[dict[str, Json]]:
+    """What anybody needs to check the numbers, or to compute others."""
+    votes = next((m.scores[rows] for m in baselines if m.name == "vote_5" and m.scores is not None), None)
+    return [
+        {
+            "qid": question.qid,
+            "family": str(kept.families[i]),
+            "score": episodes[i].score,
+            "best_single": float(theirs[i]),
+            "vote_5": None if votes is None else float(votes[i]),
+            "answered_by": episodes[i].answered_by,
+            "calls": episodes[i].calls,
+        }
+        for i, question in enumerate(kept.questions)
+    ]
 
 
 def _gain_by_family(kept: OutcomeMatrix, ours: Floats, theirs: Floats, *, seed: int) -> dict[str, Json]:
@@ -197,11 +248,12 @@ def _costs(kept: OutcomeMatrix, episodes: Sequence[Episode], single: int) -> dic
     column_of = {worker: j for j, worker in enumerate(kept.workers)}
     ours, latency = np.full(len(kept), np.nan), np.full(len(kept), np.nan)
     for i, episode in enumerate(episodes):
-        if episode.answered_by is not None:
-            column = column_of[episode.answered_by]
-            ours[i], latency[i] = kept.cost_usd[i, column], kept.latency_s[i, column]
-        elif episode.cost_usd is not None:
-            ours[i] = float(episode.cost_usd)
+        if episode.answered_by is None:
+            ours[i] = np.nan if episode.cost_usd is None else float(episode.cost_usd)
+            continue
+        columns = [column_of[worker] for worker, _ in episode.replied]
+        ours[i] = kept.cost_usd[i, columns].sum()
+        latency[i] = kept.latency_s[i, columns].sum()  # one call after the other
     theirs = kept.cost_usd[:, single]
     return {
         "cost_usd": _total(ours),

@@ -8,15 +8,17 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
-from ..orchestrate.head import Head
-from ..orchestrate.selector import Selector
+from ..orchestrate.artefact import Card, read_card
+from ..orchestrate.policies import KINDS, load_policy
 from ..pool.recorded import RecordedSet, create_recorded_pool
 from .baselines import rank_workers
-from .evaluate import LearnedBaselines, measure_baselines, run_policy, summarise
+from .diagnostics import alarms, diagnose
+from .evaluate import LearnedBaselines, episodes_to_turns, measure_baselines, run_policy, summarise
 from .matrix import OutcomeMatrix, build_matrix
 from .provenance import describe_data, find_commit
 from .states import BulkEncoder, KnownStates, encode_questions
@@ -53,18 +55,18 @@ def evaluate(
         ModelError: the head is damaged, or reads another encoder's states.
     """
     started = time.time()
-    head = Head.load(policy)
+    card = read_card(policy, *KINDS)
     matrix = build_matrix(recorded)
     target, train, validation = matrix.split(split), matrix.split("train"), matrix.split("validation")
     if len(target) == 0:
         found = ", ".join(sorted({q.split for q in matrix.questions}))
         raise ConfigError(f"{recorded.path}: no questions of split {split!r}: the folder has {found}")
-    ranking, chosen_on = _rank(head, train, target)
-    models = {worker.id: worker.model for worker in head.card.workers}
+    ranking, chosen_on = _rank(card, train, target)
+    models = {worker.id: worker.model for worker in card.workers}
     known = {w: recorded.models[w] for w in target.workers if w in models}
     if not known:
         names = ", ".join(target.workers)
-        raise ConfigError(f"{policy}: head {head.id} knows none of the workers of {recorded.path}: {names}")
+        raise ConfigError(f"{policy}: head {card.short_hash} knows none of the workers of {recorded.path}: {names}")
     parts = {"train": train, "validation": validation, "target": target}
     report.stage("encode questions", sum(map(len, parts.values())))
     states = {
@@ -72,16 +74,20 @@ def evaluate(
         for name, part in parts.items()
     }
     encoded = {q.text: states["target"][i] for i, q in enumerate(target.questions)}
-    selector = Selector(head, KnownStates(encoder.name, encoded, encoder.dim), known)
+    loaded = load_policy(policy, KnownStates(encoder.name, encoded, encoder.dim), known)
     report.stage("run the policy", len(target))
     pool = create_recorded_pool(recorded)
-    episodes = asyncio.run(run_policy(target, selector, pool, known=frozenset(known), progress=report.advance))
+    episodes = asyncio.run(run_policy(target, loaded, pool, known=frozenset(known), progress=report.advance))
     report.say("measuring the baselines")
     baselines = measure_baselines(train, validation, target, _learned(states, train, validation))
+    roles, limit = _roles_of(card)
+    diagnostics = diagnose(episodes_to_turns(target, episodes), target, ranking=ranking, turn_limit=limit, roles=roles)
     return {
         **summarise(target, episodes, ranking, baselines, seed=seed),
+        "diagnostics": diagnostics,
+        "alarms": [msgspec.to_builtins(alarm) for alarm in alarms(diagnostics)],
         "best_single_chosen_on": chosen_on,
-        "policy": {"id": selector.id, "training": dict(head.card.training), "encoder": head.card.encoder},
+        "policy": {"id": loaded.id, "training": dict(card.training), "encoder": card.encoder},
         "workers_unknown_to_head": [w for w in target.workers if w not in models],
         "data": describe_data(recorded),
         "split": split,
@@ -92,11 +98,19 @@ def evaluate(
     }
 
 
-def _rank(head: Head, train: OutcomeMatrix, target: OutcomeMatrix) -> tuple[npt.NDArray[np.int64], str]:
+def _roles_of(card: Card) -> tuple[tuple[str, ...], int | None]:
+    """The roles that the policy may call, and its limit of turns. What is recalled is not called."""
+    if card.kind == "selector":
+        return ("worker",), None
+    roles = ("worker",) if card.rules["recall"] else tuple(card.rules["roles"])
+    return roles, int(card.rules["max_turns"])
+
+
+def _rank(card: Card, train: OutcomeMatrix, target: OutcomeMatrix) -> tuple[npt.NDArray[np.int64], str]:
     """Columns, the best single worker first: by the data's own training split; without one, the card names it."""
     if len(train):
         return rank_workers(train), "train split of the data"
-    named = head.card.baselines["best_single"]["worker"]
+    named = card.baselines["best_single"]["worker"]
     if named not in target.workers:
         raise ConfigError(f"the data has no training split, and not the head's best single worker {named!r} either")
     first = target.workers.index(named)

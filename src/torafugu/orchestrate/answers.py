@@ -11,7 +11,7 @@ import re
 from ..grade.exact import comparable_answer, extract_answer
 from ..types import Message, Reply, Request
 
-__all__ = ["asks_for_answer", "read_answer"]
+__all__ = ["asks_for_answer", "read_answer", "read_verified"]
 
 _TAG = re.compile(r"<answer>", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
@@ -43,13 +43,18 @@ def read_answer(request: Request, reply: Reply) -> str | None:
     if boxed := _BOXED.findall(text):
         return comparable_answer("", boxed[-1]) or None
     if asks_for_answer(request):
-        return comparable_answer(prompt, text)
-    last = _MARKUP.sub("", extract_answer(text) or "").strip()
+        return "" if _TAG.search(prompt) else comparable_answer(prompt, text)
+    last = " ".join(_MARKUP.sub("", extract_answer(text) or "").split())  # long runs of blanks would take minutes
     if announced := _ANNOUNCED.fullmatch(last):
         return comparable_answer("", announced[1]) or None
     if last and len(last) <= _SHORT_CHARS and "\n" not in text.strip():
         return comparable_answer("", last) or None
     return None
+
+
+def read_verified(reply: Reply) -> str:
+    """A Verifier's own answer: the one between its tags. Its last line is a verdict, and two of those would "agree"."""
+    return comparable_answer("<answer>", reply.text) if reply.answer is None else reply.answer
 
 
 def _last_user(messages: tuple[Message, ...]) -> str:

@@ -31,6 +31,7 @@ __all__ = [
     "read_card",
     "save_artefact",
     "seal",
+    "write_card",
 ]
 
 Array = npt.NDArray[np.float32]
@@ -131,6 +132,11 @@ def save_artefact(folder: Path, raw: bytes, card: Card) -> None:
     """Write both files; the card goes last, so that a folder with a card is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "head.safetensors", raw)
+    write_card(folder, card)
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """The card alone: what is said of the weights has changed, not they."""
     _replace(folder / "card.json", msgspec.json.format(msgspec.json.encode(card), indent=1) + b"\n")
 
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from ..config import read_table
 from ..errors import ConfigError, ModelError, PlanError
 from ..types import Answer, Json, Plan, Reply, Step
-from .answers import asks_for_answer, read_answer
+from .answers import asks_for_answer, read_answer, read_verified
 from .artefact import Card, Tensors, check_pool, check_workers, load_artefact, pack, save_artefact, seal
 from .encoder import Encoder, Encoding
 from .head import FeatureMap, pack_features, softmax, unpack_features
@@ -152,8 +152,9 @@ class Coordinator:
                 continue
             order = [int(j) for j in np.argsort(-logits[0], kind="stable") if np.isfinite(logits[0, j])]
             scores = softmax(logits[0])
+            called = [j for j in order if not is_free(situation, view, rules, role, np.array([j]))[0]]
             return Plan(
-                steps=(table.step(int(role[0]), [self._workers[j] for j in order]),),
+                steps=(table.step(int(role[0]), [self._workers[j] for j in called]),),
                 scores={self._workers[j]: float(scores[j]) for j in order},
                 masked=tuple(masked),
                 notes={
@@ -213,16 +214,18 @@ class _Table:
             self.suggested = None if suggestion is None else ROLES.index(suggestion.role)
             return
         self.suggested = None
-        answer = read_answer(self._run.request, reply)
         if role == VERIFIER:
+            answer = read_verified(reply)
             accepts = parse_verdict(reply.text) == "accept"
             if accepts:
                 self.over = "accepted"
                 answer = self.answers[self.current] or answer
-            self.known[worker], self.answers[worker] = True, answer
+            if not self.worked[worker]:  # else its answer is that of the reply that it can be recalled with
+                self.answers[worker] = answer
+            self.known[worker] = True
             return
         self.known[worker] = self.worked[worker] = True
-        self.answers[worker] = answer
+        self.answers[worker] = read_answer(self._run.request, reply)
         self.current, self.step_of[worker] = worker, step.id
         self.thinkers = []
         if reply.tool_calls:  # the client's tools: whoever asks for them is answered by the client
@@ -253,8 +256,11 @@ class _Table:
         )
 
     def _is_unreadable(self) -> bool:
-        """No answer can be compared: none was asked for in a form of ours, and none was given in one."""
-        return not asks_for_answer(self._run.request) and not any(self.answers)
+        """No answer can be compared: none was asked for in a form of ours, and no Worker gave one (a Verifier always does,
+        to an essay too).
+        """
+        given = any(answer for answer, worked in zip(self.answers, self.worked, strict=True) if worked)
+        return not asks_for_answer(self._run.request) and not given
 
     def _is_exhausted(self) -> bool:
         """Nobody new can be called."""
@@ -266,9 +272,9 @@ class _Table:
         sees: list[int] = []
         if self._rules.transcript == "shared" or role == THINKER:
             sees += sorted(self.step_of.values())
-        if role == VERIFIER:  # what it verifies comes last
-            verified = self.step_of[self.current]
-            sees = [*(step for step in sees if step != verified), verified]
+        if role != WORKER and self.current >= 0:  # what it judges comes last
+            judged = self.step_of[self.current]
+            sees = [*(step for step in sees if step != judged), judged]
         if role != THINKER:
             sees = [*self.thinkers, *sees]
         best, *others = workers

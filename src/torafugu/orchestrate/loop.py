@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ..errors import FuguError, PlanError, WorkerError
+from ..errors import FuguError, PlanError, RequestError, WorkerError
 from ..events import Accepted, Answered, Event, Planned, Stopped
 from ..pool.backend import OnDelta, Query
 from ..types import Answer, Plan, Reply, Request, Step
@@ -161,7 +161,7 @@ def _check(plan: Plan, run: Run, pool: Caller) -> None:
         raise PlanError("the plan has no steps")
     if len(final := [step.id for step in plan.steps if step.is_final]) > 1:
         raise PlanError(f"steps {final} are all final: one reply is the answer")
-    known = set(run.replies)
+    known = {step.id for planned in run.plans for step in planned.plan.steps}
     allowed = run.request.allowed
     for step in plan.steps:
         if step.id in known:
@@ -199,7 +199,7 @@ async def _call(step: Step, run: Run, pool: Caller, on_delta: OnDelta | None) ->
             record=run.record,
             on_delta=on_delta if step.is_final else None,
         )
-    except WorkerError:  # each attempt is on record
+    except (WorkerError, RequestError):  # each attempt is on record; what does not fit was not all of the client's
         if not step.is_optional:
             raise
 

@@ -108,7 +108,7 @@ class _Runs:
         self.known[at[~(role == THINKER)], worker[~(role == THINKER)]] = True
         self.worked[at[is_worker], worker[is_worker]] = True
         self.current[at[is_worker]] = worker[is_worker]
-        self.thought[at] = (role == THINKER) | (self.thought[at] & ~is_worker)
+        self.thought[at] = (role == THINKER) | (self.thought[at] & ~(is_worker & ~free))  # a recalled reply used none
         self.accepted[at[accepts]] = True
         self.live = at[~accepts]
 

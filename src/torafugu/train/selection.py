@@ -19,7 +19,7 @@ from ..eval.matrix import OutcomeMatrix
 from .features import FeatureConfig, fit_features
 from .trainers import Floats, Ints, Problem, Trainer
 
-__all__ = ["SINGLE", "Candidate", "Judged", "choose_columns", "count_fits", "judge"]
+__all__ = ["SINGLE", "Candidate", "Judged", "choose_columns", "count_fits", "family_error", "judge", "standard_error"]
 
 _FOLDS = 4
 
@@ -119,17 +119,17 @@ def _judged(candidate: Candidate, gains: dict[tuple[str, str], list[Floats]], fa
     return Judged(
         candidate=candidate,
         seen=float(seen.mean()),
-        seen_error=_standard_error(seen),
+        seen_error=standard_error(seen),
         unseen=None if unseen is None else float(unseen.mean()),
-        unseen_error=None if unseen is None else _family_error(unseen, families),
+        unseen_error=None if unseen is None else family_error(unseen, families),
     )
 
 
-def _standard_error(values: Floats) -> float:
+def standard_error(values: Floats) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def _family_error(values: Floats, families: npt.NDArray[np.str_]) -> float:
+def family_error(values: Floats, families: npt.NDArray[np.str_]) -> float:
     """Standard error of the mean when whole families are drawn: questions of one family rise and fall together."""
     _, family = np.unique(families, return_inverse=True)
     sums = np.bincount(family, weights=values - values.mean())

@@ -8,19 +8,15 @@ What is kept is refitted on train and validation together. The test split and ev
 from __future__ import annotations
 
 import json
-import platform
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
-from ..errors import ConfigError
 from ..eval.baselines import rank_workers, ranked_score
 from ..eval.matrix import OutcomeMatrix, best_single, build_matrix
 from ..eval.provenance import describe_data, find_commit
@@ -32,6 +28,7 @@ from ..pool.recorded import RecordedSet
 from ..types import Json
 from .features import FeatureConfig, fit_features
 from .fitness import EpisodeReward
+from .outcomes import answered, describe_best_single, split_outcomes, write_run
 from .selection import SINGLE, Candidate, Judged, choose_columns, count_fits, judge
 from .trainers import Floats, Gradient, Problem, Ridge, SepCMATrainer, Soft
 
@@ -48,8 +45,6 @@ CANDIDATES: tuple[Candidate, ...] = (
     SINGLE,
     *(Candidate(features=features, trainer=trainer) for features in _FEATURES for trainer in _TRAINERS),
 )
-_CARVED_SHARE = 5
-"""Without a validation split, every fifth training question stands in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +82,7 @@ def train_selector(
         ConfigError: there are no training questions, or fewer than two workers.
     """
     started = time.time()
-    train, validation = _split(_answered(build_matrix(recorded)))
+    train, validation = split_outcomes(answered(build_matrix(recorded)))
     both = OutcomeMatrix.join(train, validation)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "metrics.jsonl").open("w") as metrics_file:
@@ -96,7 +91,7 @@ def train_selector(
             metrics_file.write(json.dumps(row) + "\n")
             metrics_file.flush()
 
-        _write_run(out, recorded, config)
+        write_run(out, recorded, asdict(config))
         report.stage("encode questions", len(both))
         hidden = encode_questions(encoder, both.questions, cache=cache, progress=report.advance)
         report.stage("judge candidates", count_fits(CANDIDATES, both))
@@ -127,7 +122,7 @@ def train_selector(
                 "seconds": round(time.time() - started, 1),
             },
             metrics=metrics,
-            baselines=_baselines(both),
+            baselines=describe_best_single(both),
         ),
     )
     head.save(out)
@@ -207,27 +202,6 @@ def _evolver(
     return evolve
 
 
-def _answered(matrix: OutcomeMatrix) -> OutcomeMatrix:
-    """Without the questions that no worker was asked, as a profile that was cut short leaves them."""
-    return matrix.rows(np.flatnonzero(np.isfinite(matrix.mean).any(1)))
-
-
-def _split(matrix: OutcomeMatrix) -> tuple[OutcomeMatrix, OutcomeMatrix]:
-    train, validation = matrix.split("train"), matrix.split("validation")
-    path = matrix.recorded.path
-    if len(train) == 0:
-        found = ", ".join(sorted({q.split for q in matrix.questions}))
-        raise ConfigError(f"{path}: no questions of split 'train': the folder has {found}")
-    if len(train) == 1:
-        raise ConfigError(f"{path}: one question of split 'train': expected at least 2, better some hundred")
-    if len(matrix.workers) < 2:
-        raise ConfigError(f"{path}: one worker, {matrix.workers[0]!r}: there is nothing to choose among")
-    if len(validation) == 0:
-        rows = np.arange(len(train))
-        train, validation = train.rows(rows[rows % _CARVED_SHARE != 0]), train.rows(rows[rows % _CARVED_SHARE == 0])
-    return train, validation
-
-
 def _constant(features: FeatureMap, matrix: OutcomeMatrix) -> Floats:
     """Weights that rank the workers as they did in training, whatever the question."""
     weight = np.zeros((len(matrix.workers), features.size))
@@ -240,14 +214,6 @@ def _constant(features: FeatureMap, matrix: OutcomeMatrix) -> Floats:
 def _reward(weight: Floats, features: Floats, matrix: OutcomeMatrix) -> float:
     columns = choose_columns(weight, features, matrix)
     return float(matrix.first[np.arange(len(matrix)), columns].mean())
-
-
-def _baselines(matrix: OutcomeMatrix) -> dict[str, Json]:
-    column = best_single(matrix)
-    return {
-        "best_single": {"worker": matrix.workers[column], "accuracy": float(np.nanmean(matrix.mean[:, column]))},
-        "chosen_on": "train and validation",
-    }
 
 
 def _judged_row(judged: Judged) -> dict[str, Json]:
@@ -266,16 +232,3 @@ def _gains(judged: Judged) -> str:
     if judged.unseen is None:
         return seen
     return f"{seen}, on unseen families {judged.unseen:+.2%} ± {judged.unseen_error:.2%}"
-
-
-def _write_run(out: Path, recorded: RecordedSet, config: SelectorConfig) -> None:
-    packages: Sequence[str] = ("numpy", "onnxruntime", "safetensors", "tokenizers")
-    row = {
-        "command": sys.argv,
-        "config": asdict(config),
-        "data": describe_data(recorded),
-        "commit": find_commit(),
-        "python": platform.python_version(),
-        "packages": {"torafugu": __version__, **{name: version(name) for name in packages}},
-    }
-    (out / "run.json").write_text(json.dumps(row, indent=1) + "\n")

@@ -1,0 +1,29 @@
+"""Which kinds of trained policies there are, under which model name each is served, and how any is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from .artefact import read_card
+from .coordinator import Coordinator, CoordinatorHead
+from .encoder import Encoder
+from .head import Head
+from .policy import Policy
+from .selector import Selector
+
+__all__ = ["KINDS", "load_policy"]
+
+KINDS: Mapping[str, str] = {"selector": "fugu", "coordinator": "fugu-trinity"}
+"""Kind of a card -> model name."""
+
+
+def load_policy(folder: Path, encoder: Encoder, pool: Mapping[str, str]) -> Policy:
+    """Whatever policy is in the folder. `pool`: id -> model of the workers that can be called.
+
+    Raises:
+        ModelError: it is damaged, of an unknown kind, or made for another encoder or other workers.
+    """
+    if read_card(folder, *KINDS).kind == "selector":
+        return Selector(Head.load(folder), encoder, pool)
+    return Coordinator(CoordinatorHead.load(folder), encoder, pool)
