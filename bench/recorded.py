@@ -166,8 +166,8 @@ def summarise(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def pool_questions(reports: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Over all runs: a question that stands in several counts with the mean of its scores. Intervals over questions, and
-    over families, whose questions are not independent.
+    """Over all runs: a question that stands in several counts with the mean of its scores. Intervals over questions,
+    and over families, whose questions are not independent.
     """
     by_qid: dict[str, list[dict[str, Any]]] = {}
     for report in reports:

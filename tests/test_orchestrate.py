@@ -26,7 +26,7 @@ from runs import (
 from torafugu.errors import PlanError, StoreError, WorkerError
 from torafugu.events import Accepted, Answered, Called, Failed, Replied, Stopped
 from torafugu.events import Planned as PlannedEvent
-from torafugu.orchestrate import Direct, Run, create_run_id, orchestrate
+from torafugu.orchestrate import Budget, Direct, Run, create_run_id, orchestrate
 from torafugu.pool import Delta, Failing, Scripted
 from torafugu.types import Answer, Reply, Request, Step, Usage, sum_cost
 
@@ -158,19 +158,23 @@ BAD_PLANS = {
     "worker not allowed": (ONLY_A, plan(Step(id=0, worker="b")), "'b', which this request does not allow"),
     "alternate not allowed": (ONLY_A, plan(Step(id=0, worker="a", alternates=("b",))), "does not allow"),
     "step id twice": (REQUEST, plan(Step(id=0, worker="a"), Step(id=0, worker="b")), "step 0 is planned twice"),
-    "sees itself": (REQUEST, plan(Step(id=0, worker="a", sees=(0,))), r"sees \[0\]: no such earlier step"),
+    "sees itself": (REQUEST, plan(Step(id=0, worker="a", sees=(0,))), r"sees \[0\]: no such earlier reply"),
     "sees the future": (
         REQUEST,
         plan(Step(id=0, worker="a", sees=(1,)), Step(id=1, worker="b")),
-        r"sees \[1\]: no such earlier step",
+        r"sees \[1\]: no such earlier reply",
     ),
     "two answers": (
         REQUEST,
         plan(Step(id=0, worker="a", is_final=True), Step(id=1, worker="b", is_final=True)),
         "all final",
     ),
-    # No policy plans these yet. They must fail before the step they would see is paid for.
-    "sees": (REQUEST, plan(Step(id=0, worker="a"), Step(id=1, worker="b", sees=(0,))), "sees other steps"),
+    "sees a step of its own plan": (
+        REQUEST,
+        plan(Step(id=0, worker="a"), Step(id=1, worker="b", sees=(0,))),
+        r"step 1 sees \[0\]: no such earlier reply",
+    ),
+    # No policy plans these yet. They must fail before a step of theirs is paid for.
     "instruction": (REQUEST, plan(Step(id=0, worker="a"), Step(id=1, worker="b", instruction="x")), "instruction"),
 }
 
@@ -210,6 +214,109 @@ def test_direct_worker_that_is_not_allowed() -> None:
     """Naming a worker does not get around the workers that a key allows."""
     with pytest.raises(PlanError, match="'b' is not among the workers allowed"):
         asyncio.run(orchestrate(ONLY_A, Direct("b"), make_pool({"a": scripted("4"), "b": scripted("5")})))
+
+
+# --- roles, and steps that may fail ---
+
+
+def test_steps_are_told_their_role() -> None:
+    """Each worker is asked in its step's role, about the replies that the step sees."""
+    policy = Planned(
+        plan(Step(id=0, worker="a")),
+        plan(Step(id=1, worker="b", role="thinker", sees=(0,))),
+        plan(Step(id=2, worker="c", role="verifier", sees=(1, 0))),
+    )
+    advice = "<suggestion>Be brief.</suggestion><suggested_role>verifier</suggested_role>"
+    workers = {"a": scripted("four"), "b": scripted(advice), "c": scripted("ACCEPT")}
+    run = asyncio.run(orchestrate(REQUEST, policy, make_pool(workers)))
+    (worked,), (thought,), (verified,) = (worker.queries for worker in workers.values())
+    assert [query.role for query in (worked, thought, verified)] == ["worker", "thinker", "verifier"]
+    assert worked.messages == REQUEST.messages
+    assert "<current_answer>\nfour\n</current_answer>" in thought.messages[-1].text
+    assert "<suggestion>Be brief.</suggestion>" in verified.messages[-1].text
+    assert verified.verifies == "four"
+    assert run.answer is not None
+    assert run.answer.text == "four"
+
+
+def test_verifier_that_sees_no_answer() -> None:
+    """A plan to verify nothing is the policy's fault, and is not paid for."""
+    worker = scripted("ACCEPT")
+    with pytest.raises(PlanError, match="step 0: a Verifier has to see the reply that it verifies"):
+        asyncio.run(
+            orchestrate(REQUEST, Planned(plan(Step(id=0, worker="a", role="verifier"))), make_pool({"a": worker}))
+        )
+    assert worker.queries == []
+
+
+@pytest.mark.parametrize("code", ["server_error", "context_overflow"])
+def test_optional_step_may_fail(code: Any) -> None:
+    """When nobody replies to an optional step the run goes on; its attempts are on record, and it has no reply."""
+    record = Record()
+    policy = Planned(plan(Step(id=0, worker="a")), plan(Step(id=1, worker="b", is_optional=True)))
+    down = WorkerError("worker 'b': no", worker="b", code=code)
+    pool = make_pool({"a": scripted("4"), "b": Failing(down)}, max_attempts=1)
+    run = asyncio.run(orchestrate(REQUEST, policy, pool, recorder=record))
+    assert kinds(record.events) == [
+        *("accepted", "planned", "called", "replied", "planned", "called", "failed", "answered", "stopped")
+    ]
+    assert list(run.replies) == [0]
+    assert run.stopped is not None
+    assert (run.stopped.by, run.stopped.calls, run.stopped.error) == ("answer", 2, None)
+
+
+def test_optional_step_beside_others() -> None:
+    """An optional step that fails does not cancel the steps beside it."""
+    policy = Planned(plan(Step(id=0, worker="a"), Step(id=1, worker="b", is_optional=True), Step(id=2, worker="c")))
+    pool = make_pool({"a": scripted("4"), "b": Failing(UP), "c": scripted("5")}, max_attempts=1)
+    run = asyncio.run(orchestrate(REQUEST, policy, pool))
+    assert sorted(run.replies) == [0, 2]
+
+
+def test_failed_step_leaves_no_reply() -> None:
+    """An optional step that failed can be seen by none, answered with by none, and its id is not free again."""
+    failing = plan(Step(id=1, worker="b", is_optional=True))
+    first = plan(Step(id=0, worker="a"))
+    for then, answer, message in (
+        (plan(Step(id=2, worker="a", sees=(1,))), 0, r"step 2 sees \[1\]: no such earlier reply"),
+        (plan(Step(id=1, worker="a")), 0, "step 1 is planned twice"),
+        (None, 1, "answers with step 1, which has no reply"),
+    ):
+        policy = Planned(first, failing, *([then] if then else []), answer=answer)
+        pool = make_pool({"a": scripted("4", "5"), "b": Failing(UP)}, max_attempts=1)
+        with pytest.raises(PlanError, match=message):
+            asyncio.run(orchestrate(REQUEST, policy, pool))
+
+
+def test_answers_notes_are_on_record() -> None:
+    """What a policy has to say on its answer stands in the record of it."""
+    answer = Answer(step=0, notes={"stopped": "accepted", "turns": 3, "recalled": [["worker", "a"]]})
+    decisions = iter([plan(Step(id=0, worker="a")), answer])
+    run = asyncio.run(orchestrate(REQUEST, Deciding(lambda: next(decisions)), make_pool({"a": scripted("4")})))
+    assert run.events[-2] == Answered(step=0, worker="a", notes=answer.notes)
+
+
+@pytest.mark.parametrize("role", ["thinker", "verifier"])
+def test_budget_keeps_the_latest_workers_reply(role: str) -> None:
+    """A budget that ends after advice or a verdict answers with the Worker's reply before it."""
+    policy = Planned(
+        plan(Step(id=0, worker="a")),
+        plan(Step(id=1, worker="b", role=role, sees=(0,))),
+        plan(Step(id=2, worker="a")),
+    )
+    pool = make_pool({"a": scripted("4", "5"), "b": scripted("ACCEPT")})
+    run = asyncio.run(orchestrate(REQUEST, policy, pool, budget=Budget(calls=2)))
+    assert run.answer is not None
+    assert run.stopped is not None
+    assert (run.answer.text, run.stopped.by) == ("4", "budget:calls")
+
+
+def test_budget_that_ends_on_advice() -> None:
+    """Where only a Thinker has replied there is no answer, and its words do not stand in for one."""
+    policy = Planned(plan(Step(id=0, worker="a", role="thinker")), plan(Step(id=1, worker="a")))
+    run = asyncio.run(orchestrate(REQUEST, policy, make_pool({"a": scripted("Hm.", "4")}), budget=Budget(calls=1)))
+    assert run.stopped is not None
+    assert (run.answer, run.stopped.by) == (None, "budget:calls")
 
 
 # --- several steps at once ---

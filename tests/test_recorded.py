@@ -17,11 +17,14 @@ from recorded_set import OPENERS, outcome, question, write_rows, write_set
 from torafugu.envs.recorded import recorded_tasks
 from torafugu.episode import run_episode, task_to_request
 from torafugu.errors import ConfigError, GradeError, WorkerError
+from torafugu.events import Planned, Replied
 from torafugu.grade.recorded import RecordedGrader
-from torafugu.orchestrate import Direct, orchestrate
+from torafugu.orchestrate import Direct, Run, orchestrate
+from torafugu.orchestrate.prompts import parse_suggestion, parse_verdict
+from torafugu.orchestrate.render import step_to_query
 from torafugu.pool import Delta, Query
 from torafugu.pool.recorded import RecordedSet, create_recorded_pool, read_recorded, replay
-from torafugu.types import Message, Reply, Request, Usage
+from torafugu.types import Message, Plan, Reply, Request, Step, Usage
 
 SKILLS = {"ant": {"sum": 1.0, "spell": 0.0}, "bee": {"sum": 0.5, "spell": 0.5}}
 
@@ -306,6 +309,46 @@ def test_cost_of_a_replay(tmp_path: Path) -> None:
     assert ant.cost_usd == Decimal("0.0025")
     bee = asyncio.run(orchestrate(task_to_request(task), Direct("bee"), pool))
     assert bee.cost_usd is None  # its input tokens were not recorded
+
+
+@pytest.mark.parametrize(
+    ("verifies", "verdict"), [("4", "ACCEPT"), ("5", "REJECT"), ("4.0", "REJECT"), ("", "REJECT"), (None, "REJECT")]
+)
+def test_replayed_verifier(tmp_path: Path, verifies: str | None, verdict: str) -> None:
+    """As Verifier a worker has solved the question itself: it accepts what it answered, and says its own."""
+    query = Query(messages=asking("quoted").messages, task="q/1", role="verifier", verifies=verifies)
+    completion = ask(read_recorded(small(tmp_path)), "ant", query)
+    assert completion.text == f"{verdict}\nMy own answer is <answer>4</answer>"
+    assert parse_verdict(completion.text) == verdict.lower()
+    assert completion.answer == "4"
+    assert completion.usage == Usage(input_tokens=1000, output_tokens=100)
+
+
+@pytest.mark.parametrize("verifies", ["", None, "4"])
+def test_replayed_verifier_without_an_answer(tmp_path: Path, verifies: str | None) -> None:
+    """A worker whose own answer is missing accepts nothing, a missing answer least of all."""
+    query = Query(messages=asking("quoted").messages, task="q/2", role="verifier", verifies=verifies)
+    completion = ask(read_recorded(small(tmp_path)), "ant", query)
+    assert parse_verdict(completion.text) == "reject"
+    assert completion.answer == ""
+
+
+def test_replayed_thinker(tmp_path: Path) -> None:
+    """As Thinker it says what it once answered: nothing that was recorded is advice, so nothing is suggested."""
+    query = Query(messages=asking("quoted").messages, task="q/1", role="thinker")
+    completion = ask(read_recorded(small(tmp_path)), "ant", query)
+    assert (completion.text, parse_suggestion(completion.text)) == ("4", None)
+
+
+@pytest.mark.xfail(reason="a Verifier's query holds the question only within its quote", raises=WorkerError)
+def test_replayed_verifier_of_a_client(tmp_path: Path) -> None:
+    """A recorded worker that is served knows the client's question in every role."""
+    recorded = read_recorded(small(tmp_path))
+    run = Run(Request(model="m", messages=asking("question q/1").messages), run_id="r")
+    run.record(Planned(plan=Plan(steps=(Step(id=0, worker="bee"),)), decision_ms=0.0))
+    run.record(Replied(step=0, attempt=1, reply=Reply(worker="bee", text="5", finish_reason="stop", answer="5")))
+    query = step_to_query(Step(id=1, worker="ant", role="verifier", sees=(0,)), run)
+    assert parse_verdict(ask(recorded, "ant", query).text) == "reject"
 
 
 # --- verdicts ---

@@ -152,7 +152,7 @@ class Player:
     """Plays jobs: a member's worker."""
 
     def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+        self.setup = setup
         self._encoder = setup.make_encoder()
         self._pool = create_recorded_pool(setup.recorded)
         self._grader = RecordedGrader(setup.recorded)
@@ -164,7 +164,7 @@ class Player:
         return asyncio.run(self._play(job))
 
     async def _play(self, job: Job) -> Tally:
-        setup, split = self._setup, self._setup.offsets
+        setup, split = self.setup, self.setup.offsets
         encoder = self._scale(job.vector[:split]) if split else _Memo(self._encoder, self._states)
         card = msgspec.structs.replace(setup.card, encoder=encoder.name)
         policy = TranscriptCoordinator(

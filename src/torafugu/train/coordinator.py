@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -59,12 +59,24 @@ Ints = npt.NDArray[np.int64]
 Hidden = npt.NDArray[np.float32]
 
 _LANDMARKS = FeatureConfig(kind="landmarks", components=64, landmarks=256, sharpness=1.0)
-_MAPS = (QuestionMap(features=None), QuestionMap(features=_LANDMARKS))
-_THRESHOLDS = (0.65, 0.75, 0.85, 0.95)
+_WIDE = FeatureConfig(kind="landmarks", components=64, landmarks=128, sharpness=0.25)
+_MAPS = (
+    QuestionMap(features=None),
+    QuestionMap(features=_LANDMARKS),
+    QuestionMap(features=_WIDE, l2=1e-2),  # where there are few questions: each says more about others
+    QuestionMap(features=FeatureConfig(kind="pca", components=16), l2=1e-2),
+)
+_THRESHOLDS = (0.7, 0.8, 0.9)
 """Of trust, after one answer."""
-_EASINGS = (0.0, 0.3, 0.5)
+_EASINGS = (0.0, 0.3)
 """By how much four more answers lower it: where many differ, one more helps little."""
-_CALLS = (2, 3, 4, 5, 6, 7)
+_CALLS = (2, 3, 4, 5, 7)
+_ORDERS: Mapping[str, dict[str, float]] = {
+    "weight": {"weight": 1.0, "deviation": 2.0},
+    "score": {"weight": 0.0, "deviation": 10.0, "ability": 10.0},
+}
+"""Who is asked first: whose voice counts most, or who will probably be right. They differ where a worker often says that
+it does not know, and is right when it says more."""
 _TURNS_PER_CALL = 2
 """A call, and a turn that makes the best answer so far the current one."""
 _MASKED_SHARE = 0.25
@@ -106,7 +118,10 @@ class Candidate:
     def name(self) -> str:
         if self == SINGLE:
             return "single"
-        trust = f"trust {self.start.threshold:g} - {self.start.per_asked:g} asked/4"
+        if self.rules.max_calls == 1:
+            return f"{self.question_map.name}, one call"
+        order = "weight" if self.start.weight else "score"
+        trust = f"by {order}, trust {self.start.threshold:g} - {self.start.per_asked:g} asked/4"
         return f"{self.question_map.name}, {trust}, {self.rules.max_calls} calls"
 
 
@@ -114,8 +129,8 @@ def _rules(calls: int) -> Rules:
     return Rules(max_turns=_TURNS_PER_CALL * calls + 2, max_calls=calls, roles=_ROLES)
 
 
-def _to_start(threshold: float, easing: float) -> Start:
-    return Start(threshold=threshold + easing / 4, per_asked=easing)
+def _to_start(threshold: float, easing: float, order: str) -> Start:
+    return Start(threshold=threshold + easing / 4, per_asked=easing, **_ORDERS[order])
 
 
 SINGLE = Candidate(
@@ -124,10 +139,15 @@ SINGLE = Candidate(
 """Always the best single worker: gains nothing, loses nothing."""
 CANDIDATES: tuple[Candidate, ...] = (
     SINGLE,
-    *(Candidate(question_map=m, start=Start(threshold=-9), rules=_rules(1)) for m in _MAPS[1:]),
     *(
-        Candidate(question_map=m, start=_to_start(threshold, easing), rules=_rules(calls))
+        Candidate(question_map=m, start=Start(threshold=-9, **_ORDERS["score"]), rules=_rules(1))
         for m in _MAPS
+        if m.features is not None
+    ),
+    *(
+        Candidate(question_map=m, start=_to_start(threshold, easing, order), rules=_rules(calls))
+        for m in _MAPS
+        for order in _ORDERS
         for calls in _CALLS
         for threshold in _THRESHOLDS
         for easing in _EASINGS
@@ -150,7 +170,13 @@ class Judged:
     unseen_calls: float | None
 
     @property
+    def gain(self) -> float:
+        """What candidates are ranked by."""
+        return self.seen if self.unseen is None else (self.seen + self.unseen) / 2
+
+    @property
     def score(self) -> float:
+        """Less the standard errors: what has to be above zero, or the best single worker is asked."""
         lower = [self.seen - self.seen_error]
         if self.unseen is not None and self.unseen_error is not None:
             lower.append(self.unseen - self.unseen_error)
@@ -282,10 +308,10 @@ def _select(
                     played[candidate.name].append(_Result.of(fold, result, config))
             report.advance(1)
     limit = np.inf if config.mean_calls is None else config.mean_calls
-    rows = sorted((_judge(name, results) for name, results in played.items()), key=lambda judged: -judged.score)
+    rows = sorted((_judge(name, results) for name, results in played.items()), key=lambda judged: -judged.gain)
     for row in rows:
         log(stage="candidate", **row.row())
-    chosen_row = next(row for row in rows if row.seen_calls <= limit)
+    chosen_row = next(row for row in rows if row.seen_calls <= limit and (row.score > 0 or row.name == SINGLE.name))
     candidate = next(candidate for candidate in CANDIDATES if candidate.name == chosen_row.name)
     if candidate.rules.max_calls == 1:
         return candidate, chosen_row, None, None

@@ -12,6 +12,7 @@ do, and how it reads its transcript, is said in `TranscriptConfig`.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 import time
@@ -242,9 +243,17 @@ class _Run:
     """The generations of one training run."""
 
     def __init__(
-        self, setup: Setup, config: EvolveConfig, out: Path, train: OutcomeMatrix, tests: Ints, report: Reporter
+        self,
+        setup: Setup,
+        config: EvolveConfig,
+        first: Array,
+        *,
+        out: Path,
+        train: OutcomeMatrix,
+        tests: Ints,
+        report: Reporter,
     ) -> None:
-        self._setup, self._config = setup, config
+        self._config, self._first = config, first
         self._train, self._tests, self._report = len(train), tests, report
         self._metrics = out / "metrics.jsonl"
         bound_to = {
@@ -253,14 +262,15 @@ class _Run:
             "data": describe_data(setup.recorded),
             "texts": bool(setup.recorded.texts),
             "encoder": setup.card.encoder,
+            "start": hashlib.sha256(first.tobytes()).hexdigest(),
         }
         self._checkpoints = Checkpoints(folder=out / "checkpoints", bound_to=bound_to, metrics=self._metrics)
         costs = train.cost_usd[:, np.isfinite(train.cost_usd).any(0)]
         self._dearest_usd = float(np.nanmean(costs, axis=0).max()) if costs.size else None
 
-    async def evolve(self, fleet: Fleet[Job, Tally], start: Array) -> _Kept:
+    async def evolve(self, fleet: Fleet[Job, Tally]) -> _Kept:
         async with fleet:
-            search, kept = self._resume(start)
+            search, kept = self._resume()
             self._report.stage("evolve", self._config.iterations)
             self._report.advance(min(search.generation, self._config.iterations))
             while search.generation < self._config.iterations:
@@ -271,12 +281,12 @@ class _Run:
                 self._report.advance(1)
         return kept
 
-    def _resume(self, start: Array) -> tuple[SepCMA | RandomSearch, _Kept]:
+    def _resume(self) -> tuple[SepCMA | RandomSearch, _Kept]:
         resumed = self._checkpoints.load_latest()
-        first = start.astype(np.float64)
+        first = self._first.astype(np.float64)
         if resumed is None:
             self._metrics.write_bytes(b"")
-            return _make_search(self._config, first, None), _Kept(vector=start)
+            return _make_search(self._config, first, None), _Kept(vector=self._first)
         self._checkpoints.cut_metrics(resumed)
         for warning in resumed.warnings:
             self._report.say(warning)
@@ -373,8 +383,8 @@ def train_paper(
     if config.policy.state == "parts" and not setup.offsets:
         setup = replace(setup, known=_read_parts(encoder, setup, cache, report))
     tests = len(train) + np.random.default_rng([config.seed, 0]).permutation(len(validation))[: config.tests]
-    run = _Run(setup, config, out, train, tests, report)
-    kept = asyncio.run(run.evolve(make_fleet(partial(Player, setup)), first))
+    run = _Run(setup, config, first, out=out, train=train, tests=tests, report=report)
+    kept = asyncio.run(run.evolve(make_fleet(partial(Player, setup))))
     single = best_single(train)
     theirs = float(np.nanmean(validation.rows(tests - len(train)).first[:, single]))
     split = setup.offsets

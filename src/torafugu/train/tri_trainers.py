@@ -44,9 +44,12 @@ class Start:
     """... where no answer on the table may be right, so that more are not worth asking."""
     of_support: float = 0.0
     of_familiarity: float = 0.0
+    weight: float = 1.0
+    """What the weight of a worker's voice counts in the order of asking."""
     deviation: float = 2.0
-    """What being better than usual on such questions counts in the order of asking, beside the weight."""
+    """... being better than usual on such questions."""
     ability: float = 0.0
+    """... its mean score. With 0 for the weight, and the same here as for the deviation: its predicted score."""
     overlap: float = 0.0
     """What sharing errors with those that were asked counts against being asked."""
 
@@ -67,7 +70,7 @@ class Start:
         stop[run("exhausted")] = 4 * _SHARP
         ask = worker[WORKER]
         ask[of("known")], ask[of("known_best")] = -50.0, 100.0
-        ask[of("weight")] = 1.0
+        ask[of("weight")] = self.weight
         ask[of("deviation")] = self.deviation
         ask[of("ability")] = self.ability
         ask[of("overlap")] = -self.overlap
@@ -81,6 +84,7 @@ DIRECTIONS: dict[str, float] = {
     "of_doubt": 0.15,
     "of_support": 0.1,
     "of_familiarity": 0.1,
+    "weight": 0.5,
     "deviation": 3.0,
     "ability": 3.0,
     "overlap": 1.0,

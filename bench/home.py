@@ -1,0 +1,115 @@
+"""`fugu-trinity`, `fugu` and the best single worker, live on the home pool: no recorded answers at test time.
+
+    python -m bench.home --seeds 3
+
+For each seed: generated tasks are profiled (train and validation), both policies are trained on the profile, and fresh
+test tasks are run through the loop that serves, with the real home workers and graders. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.recorded import Quiet
+from torafugu.envs.home import home_tasks
+from torafugu.episode import Episode, run_episode
+from torafugu.eval.matrix import best_single, build_matrix
+from torafugu.eval.provenance import find_commit
+from torafugu.eval.states import default_cache
+from torafugu.eval.stats import paired_bootstrap
+from torafugu.grade.by_task import TaskGrader
+from torafugu.grade.task import Task
+from torafugu.local import MiniLM
+from torafugu.orchestrate import Direct, Policy
+from torafugu.orchestrate.policies import load_policy
+from torafugu.pool import open_pool, read_pool
+from torafugu.pool.home import home_pool_path
+from torafugu.pool.recorded import create_recorded_pool, read_recorded
+from torafugu.train.coordinator import CoordinatorConfig, train_coordinator
+from torafugu.train.profile import find_rates, open_profile, plan_jobs, profile
+from torafugu.train.selector import SelectorConfig, train_selector
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tasks", type=int, default=600, help="profiled tasks, of which train and validation are used")
+    parser.add_argument(
+        "--fresh", type=int, default=12000, help="fresh tasks, of which those of the split test are run"
+    )
+    parser.add_argument("--cache", type=Path, default=default_cache())
+    args = parser.parse_args()
+    rows = [asyncio.run(measure(seed, args.tasks, args.fresh, args.cache)) for seed in range(args.seeds)]
+    print(json.dumps({"command": sys.argv, "commit": find_commit(), "seeds": rows}, indent=1))
+
+
+async def measure(seed: int, count: int, fresh: int, cache: Path) -> dict[str, Any]:
+    started = time.time()
+    spec = read_pool(home_pool_path())
+    known = home_tasks(n=count, seed=seed)
+    prompts = {task.prompt for task in known}
+    tests = [t for t in home_tasks(n=fresh, seed=seed + 1000) if t.split == "test" and t.prompt not in prompts]
+    encoder = MiniLM()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        async with open_pool(spec) as pool:
+            done = open_profile(folder / "profile", known, spec, find_rates(spec.worker))
+            jobs = plan_jobs(known, [worker.id for worker in spec.worker], 1, done)
+            await profile(jobs, pool, TaskGrader(), folder / "profile")
+            await asyncio.to_thread(train, folder, seed, encoder, cache)
+            matrix = build_matrix(read_recorded(folder / "profile")).split("train", "validation")
+            models = {worker.id: worker.model for worker in spec.worker}
+            policies: dict[str, Policy] = {
+                "best_single": Direct(matrix.workers[best_single(matrix)]),
+                "fugu": load_policy(folder / "selector", encoder, models),
+                "fugu-trinity": load_policy(folder / "trinity", encoder, models),
+            }
+            played = {name: await run_all(tests, policy, pool) for name, policy in policies.items()}
+            workers = {worker: await run_all(tests, Direct(worker), pool) for worker in models}
+    encoder.close()
+    scores = {name: np.array([e.score or 0.0 for e in episodes]) for name, episodes in played.items()}
+    alone = np.array([[e.score or 0.0 for e in episodes] for episodes in workers.values()])
+    row = {
+        "seed": seed,
+        "n": len(tests),
+        "accuracy": {name: float(s.mean()) for name, s in scores.items()} | {"oracle": float(alone.max(0).mean())},
+        "best_single": policies["best_single"].id,
+        "calls": {name: float(np.mean([e.calls for e in episodes])) for name, episodes in played.items()},
+        "cost_usd": {name: float(sum(e.cost_usd or 0 for e in episodes)) for name, episodes in played.items()},
+        "fugu_over_best_single": gain(scores["fugu"], scores["best_single"]),
+        "trinity_over_best_single": gain(scores["fugu-trinity"], scores["best_single"]),
+        "trinity_over_fugu": gain(scores["fugu-trinity"], scores["fugu"]),
+        "seconds": round(time.time() - started),
+    }
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
+
+
+def train(folder: Path, seed: int, encoder: MiniLM, cache: Path) -> None:
+    recorded = read_recorded(folder / "profile")
+    pool = create_recorded_pool(recorded)
+    common: dict[str, Any] = {"cache": cache, "report": Quiet()}
+    train_selector(recorded, encoder, pool, folder / "selector", config=SelectorConfig(seed=seed), **common)
+    train_coordinator(recorded, encoder, pool, folder / "trinity", config=CoordinatorConfig(seed=seed), **common)
+
+
+async def run_all(tasks: list[Task], policy: Policy, pool: Any) -> list[Episode]:
+    return [await run_episode(task, policy, pool, TaskGrader()) for task in tasks]
+
+
+def gain(ours: Any, theirs: Any) -> list[float]:
+    interval = paired_bootstrap(ours, theirs, seed=0)
+    return [interval.mean, interval.low, interval.high]
+
+
+if __name__ == "__main__":
+    main()
