@@ -24,17 +24,16 @@ from torafugu.envs.recorded import recorded_tasks
 from torafugu.episode import run_episode
 from torafugu.errors import ConfigError, ModelError
 from torafugu.grade.recorded import RecordedGrader
+from torafugu.local.open import EncoderConfig, open_encoder
 from torafugu.local.svf import SvfLayout, SvfMatrix, count_parameters, hash_offsets
 from torafugu.orchestrate import Encoding
 from torafugu.orchestrate.transcript import TranscriptConfig, TranscriptCoordinator, TranscriptHead
 from torafugu.pool.recorded import RecordedSet, create_recorded_pool, read_recorded
 from torafugu.train.candidate import Job, Player, Tally
 from torafugu.train.evolve import (
-    EncoderConfig,
     EvolveConfig,
     RandomSearch,
     TrainedTranscript,
-    open_encoder,
     shape_reward,
     train_paper,
 )

@@ -284,7 +284,7 @@ def test_offsets_scale_the_encoder_that_is_given() -> None:
     offsets = np.array([0.5, -0.25], np.float32)
     models = {id: f"{id}-1" for id in IDS}
     head = make_head(encoder="wishes/[0.5, -0.25]", offsets=offsets)
-    assert TranscriptCoordinator(head, Scaled(("a", "worker")), models).id.startswith("trinity@")
+    assert TranscriptCoordinator(head, Scaled(("a", "worker")), models).id.startswith("fugu-trinity@")
     with pytest.raises(ModelError, match="none to scale"):
         TranscriptCoordinator(head, Wishes(("a", "worker")), models)
     with pytest.raises(ModelError, match=r"this is .wishes/\[0.5, -?0.0\]'"):

@@ -74,7 +74,8 @@ def measure(
     """The JSON artefact, with progress shown."""
     from ..local import MiniLM
 
-    recorded = read_recorded(data, datasets=datasets)
+    is_read_whole = read_card(policy, *KINDS).kind == "transcript"
+    recorded = read_recorded(data, datasets=datasets, with_texts=is_read_whole)
     encoder = MiniLM()
     try:
         with Stages() as stages:

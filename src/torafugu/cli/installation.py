@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..config import read_table, read_toml
 from ..errors import ConfigError
+from ..orchestrate.encoder import Encoder
 from ..orchestrate.policy import Direct, Policy
 from ..pool import Pool, open_pool, read_pool
 from ..pool.home import home_pool_path
@@ -137,12 +138,11 @@ def _load_policies(
     installation: Installation, pool: Pool, policies: dict[str, Policy], stack: AsyncExitStack
 ) -> list[str]:
     """Fills `policies`, by model name. Returns what is to be said of them."""
-    from ..local import MiniLM
+    from ..local.open import EncoderConfig, open_encoder, read_encoder_config
     from ..orchestrate.artefact import read_card
     from ..orchestrate.policies import KINDS, load_policy
 
-    encoder = MiniLM()
-    stack.callback(encoder.close)
+    opened: dict[EncoderConfig, Encoder] = {}  # one of a kind: two policies may read with the same
     models = {id: spec.model for id, spec in pool.specs.items()}
     warnings = []
     for name, folder in (("fugu", installation.policy), ("fugu-trinity", installation.trinity)):
@@ -154,7 +154,12 @@ def _load_policies(
             raise ConfigError(
                 f"{folder}: a {card.kind} is behind `{KINDS[card.kind]}`, not `{name}`: name it as `{key}`"
             )
-        policies[name] = load_policy(folder, encoder, models)
+        config = read_encoder_config(card.rules, where=str(folder))
+        if config not in opened:
+            encoder = open_encoder(config)
+            stack.callback(encoder.close)
+            opened[config] = encoder
+        policies[name] = load_policy(folder, opened[config], models)
         if not card.gate.get("promoted"):
             warnings.append(
                 f"{policies[name].id} was not promoted: nothing shows that it beats the best single worker "

@@ -10,6 +10,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config import read_table, read_toml
 from ..errors import ConfigError
 from ..grade.by_task import TaskGrader
 from ..grade.task import Task
@@ -71,6 +72,10 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     _add_common(trinity)
     trinity.add_argument(
+        "--config",
+        help="train as the paper does, with these settings: a TOML file, or `trinity-paper` or `trinity-paper-minilm`",
+    )
+    trinity.add_argument(
         "--call-price",
         type=_price,
         default=0.001,
@@ -89,6 +94,15 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--no-evolution", action="store_true", help="leave the trainers out: the supervised start only"
     )
     trinity.set_defaults(run=_train_trinity_command)
+    add = kinds.add_parser(
+        "add",
+        help="add workers to a trained `fugu-trinity` from a short profile",
+        description="Take every worker that the data has and the head lacks; what is known of the others, and the head "
+        "itself, stay as they are. Uses the splits `train` and `validation`. Removing a worker needs no command.",
+    )
+    _add_common(add)
+    add.add_argument("--policy", type=Path, required=True, help="folder of the trained head; it stays as it is")
+    add.set_defaults(run=_train_add_command)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -235,12 +249,69 @@ def train_selector_command(
 def _train_trinity_command(args: argparse.Namespace) -> int:
     from ..train.coordinator import CoordinatorConfig
 
+    if args.config:
+        return _train_paper(args.config, args.data, args.out, datasets=args.dataset, cache=args.cache)
     config = CoordinatorConfig(
         seed=args.seed, call_price=args.call_price, cost_price=args.cost_price, mean_calls=args.mean_calls
     )
     if args.no_evolution:
         config = replace(config, trainers=())
     return train_trinity_command(args.data, args.out, datasets=args.dataset, config=config, cache=args.cache)
+
+
+def _train_add_command(args: argparse.Namespace) -> int:
+    from ..eval.matrix import build_matrix
+    from ..eval.states import default_cache, encode_questions
+    from ..local import MiniLM
+    from ..orchestrate.coordinator import CoordinatorHead
+    from ..train.add import add_workers
+    from ..train.outcomes import answered, write_run
+
+    head = CoordinatorHead.load(args.policy)
+    recorded = read_recorded(args.data, datasets=args.dataset)
+    matrix = answered(build_matrix(recorded).split("train", "validation"))
+    if len(matrix) == 0:
+        raise ConfigError(f"{args.data}: no questions of the splits 'train' and 'validation' that anybody answered")
+    encoder = MiniLM()
+    try:
+        if head.card.encoder != encoder.name:
+            raise ConfigError(f"{args.policy}: reads with {head.card.encoder!r}: expected {encoder.name!r}")
+        hidden = encode_questions(encoder, matrix.questions, cache=args.cache or default_cache())
+    finally:
+        encoder.close()
+    grown = add_workers(head, matrix, hidden)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_run(args.out, recorded, {"policy": str(args.policy), "to": head.id})
+    grown.save(args.out)
+    added = ", ".join(worker.id for worker in grown.card.workers[len(head.card.workers) :])
+    out.print(f"{args.out}: head fugu-trinity@{grown.id}, {added} added to {head.id} from {len(matrix)} questions")
+    return 0
+
+
+def _train_paper(name: str, data: Path, folder: Path, *, datasets: list[str], cache: Path | None) -> int:
+    from ..eval.states import default_cache
+    from ..eval.training_report import write_training_report
+    from ..local.open import open_encoder
+    from ..train.evolve import EvolveConfig, train_paper
+
+    shipped = Path(__file__).parent.parent / "train" / "configs" / f"{name}.toml"
+    path = shipped if shipped.exists() else Path(name)
+    config = read_table(EvolveConfig, read_toml(path), where=str(path))
+    recorded = read_recorded(data, datasets=datasets, with_texts=True)
+    encoder = open_encoder(config.encoder)
+    try:
+        with Stages() as stages:
+            trained = train_paper(
+                recorded, lambda: encoder, folder, config=config, cache=cache or default_cache(), report=stages
+            )
+    finally:
+        encoder.close()
+    write_training_report(folder)
+    out.print(
+        f"{folder}: head fugu-trinity@{trained.head.id}, generation {trained.generation}, validation "
+        f"{percent(trained.validation_score)} (best single worker {percent(trained.best_single_score)})"
+    )
+    return 0
 
 
 def train_trinity_command(

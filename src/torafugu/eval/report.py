@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
+from ..local.open import open_encoder, read_encoder_config
 from ..orchestrate.artefact import Card, read_card
+from ..orchestrate.encoder import Encoder
 from ..orchestrate.policies import KINDS, load_policy
 from ..pool.recorded import RecordedSet, create_recorded_pool
 from .baselines import rank_workers
@@ -74,10 +78,11 @@ def evaluate(
         for name, part in parts.items()
     }
     encoded = {q.text: states["target"][i] for i, q in enumerate(target.questions)}
-    loaded = load_policy(policy, KnownStates(encoder.name, encoded, encoder.dim), known)
-    report.stage("run the policy", len(target))
-    pool = create_recorded_pool(recorded)
-    episodes = asyncio.run(run_policy(target, loaded, pool, known=frozenset(known), progress=report.advance))
+    with _open_reader(card, policy, KnownStates(encoder.name, encoded, encoder.dim)) as reader:
+        loaded = load_policy(policy, reader, known)
+        report.stage("run the policy", len(target))
+        pool = create_recorded_pool(recorded)
+        episodes = asyncio.run(run_policy(target, loaded, pool, known=frozenset(known), progress=report.advance))
     report.say("measuring the baselines")
     baselines = measure_baselines(train, validation, target, _learned(states, train, validation))
     roles, limit = _roles_of(card)
@@ -98,12 +103,26 @@ def evaluate(
     }
 
 
+@contextmanager
+def _open_reader(card: Card, folder: Path, known: Encoder) -> Iterator[Encoder]:
+    """What the policy reads with: states that are known already, or, of whole transcripts, its own encoder."""
+    if card.kind != "transcript":
+        yield known
+        return
+    encoder = open_encoder(read_encoder_config(card.rules, where=str(folder)))
+    try:
+        yield encoder
+    finally:
+        encoder.close()
+
+
 def _roles_of(card: Card) -> tuple[tuple[str, ...], int | None]:
     """The roles that the policy may call, and its limit of turns. What is recalled is not called."""
     if card.kind == "selector":
         return ("worker",), None
-    roles = ("worker",) if card.rules["recall"] else tuple(card.rules["roles"])
-    return roles, int(card.rules["max_turns"])
+    rules = card.rules["config"] if card.kind == "transcript" else card.rules
+    roles = ("worker",) if rules.get("recall") else tuple(rules["roles"])
+    return roles, int(rules["max_turns"])
 
 
 def _rank(card: Card, train: OutcomeMatrix, target: OutcomeMatrix) -> tuple[npt.NDArray[np.int64], str]:

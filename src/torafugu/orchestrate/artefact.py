@@ -50,7 +50,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
     schema: int = CARD_SCHEMA
     kind: str = "selector"
-    """selector | coordinator"""
+    """selector | coordinator | transcript"""
     encoder: str
     """Identity of the encoder whose hidden states it reads."""
     workers: tuple[WorkerIdentity, ...]
@@ -58,7 +58,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     weights_sha256: str = ""
     """Of `head.safetensors`; filled in when the policy is created."""
     rules: Mapping[str, Json] = {}
-    """Of a coordinator: what its runs may do."""
+    """Of a coordinator: what its runs may do. Of one that reads transcripts also how it reads them."""
     training: Mapping[str, Json]
     """Data, seed, commit, trainer, features, time."""
     metrics: Mapping[str, Json]
@@ -184,10 +184,10 @@ def check_pool(card: Card, pool: Mapping[str, str]) -> None:
     """
     known = {worker.id: worker.model for worker in card.workers}
     if unknown := sorted(set(pool) - set(known)):
-        add = f"fugu train {'trinity --add' if card.kind == 'coordinator' else 'selector'}"
+        add = {"selector": "fugu train selector", "coordinator": "fugu train add"}.get(card.kind, "fugu train trinity")
         raise ModelError(
             f"head {card.short_hash} was trained for {', '.join(sorted(known))}; the pool also has "
-            f"{', '.join(unknown)}: train a head for this pool (fugu profile, {add}) or take them out of it"
+            f"{', '.join(unknown)}: train a head for this pool (fugu profile, then {add}) or take them out of it"
         )
     for worker, model in pool.items():
         if known[worker] != model:

@@ -11,10 +11,11 @@ from .encoder import Encoder
 from .head import Head
 from .policy import Policy
 from .selector import Selector
+from .transcript import TranscriptCoordinator, TranscriptHead
 
 __all__ = ["KINDS", "load_policy"]
 
-KINDS: Mapping[str, str] = {"selector": "fugu", "coordinator": "fugu-trinity"}
+KINDS: Mapping[str, str] = {"selector": "fugu", "coordinator": "fugu-trinity", "transcript": "fugu-trinity"}
 """Kind of a card -> model name."""
 
 
@@ -24,6 +25,9 @@ def load_policy(folder: Path, encoder: Encoder, pool: Mapping[str, str]) -> Poli
     Raises:
         ModelError: it is damaged, of an unknown kind, or made for another encoder or other workers.
     """
-    if read_card(folder, *KINDS).kind == "selector":
+    kind = read_card(folder, *KINDS).kind
+    if kind == "selector":
         return Selector(Head.load(folder), encoder, pool)
+    if kind == "transcript":
+        return TranscriptCoordinator(TranscriptHead.load(folder), encoder, pool)
     return Coordinator(CoordinatorHead.load(folder), encoder, pool)

@@ -151,7 +151,7 @@ class TranscriptCoordinator:
                 "train a head for this encoder"
             )
         check_pool(head.card, pool)
-        self.id = f"trinity@{head.id}"
+        self.id = f"fugu-trinity@{head.id}"
         self.head = head
         self._encoder = encoder
         self._workers = [worker.id for worker in head.card.workers]

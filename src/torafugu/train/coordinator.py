@@ -75,8 +75,8 @@ _ORDERS: Mapping[str, dict[str, float]] = {
     "weight": {"weight": 1.0, "deviation": 2.0},
     "score": {"weight": 0.0, "deviation": 10.0, "ability": 10.0},
 }
-"""Who is asked first: whose voice counts most, or who will probably be right. They differ where a worker often says that
-it does not know, and is right when it says more."""
+"""Who is asked first: whose voice counts most, or who will probably be right. They differ where a worker often says
+that it does not know, and is right when it says more."""
 _TURNS_PER_CALL = 2
 """A call, and a turn that makes the best answer so far the current one."""
 _MASKED_SHARE = 0.25

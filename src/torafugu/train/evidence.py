@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..orchestrate.situation import Evidence
 
-__all__ = ["fit_evidence", "shared_errors"]
+__all__ = ["alternatives", "fit_evidence", "shared_errors"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -32,7 +32,7 @@ def fit_evidence(
     asked = np.isfinite(score)
     ability = np.where(asked, score, 0).sum(0) / np.maximum(asked.sum(0), 1)
     rows, known = _draw(asked, ability, seed)
-    x, share, target = _alternatives(score[rows], same[rows], deviation[rows], known)
+    x, share, target = alternatives(score[rows], same[rows], deviation[rows], known)
     theta = _newton(x, share, target, l2)
     return Evidence(
         weight=theta[:size],
@@ -73,7 +73,7 @@ def _draw(asked: Bools, ability: Floats, seed: int) -> tuple[npt.NDArray[np.int6
     return rows[known.any(1)], known[known.any(1)]
 
 
-def _alternatives(score: Floats, same: Bools, deviation: Floats, known: Bools) -> tuple[Floats, Floats, Floats]:
+def alternatives(score: Floats, same: Bools, deviation: Floats, known: Bools) -> tuple[Floats, Floats, Floats]:
     """(m, L+1, L+6) features, (m, L+1) share of its answer that a worker stands for, (m, L+1) target."""
     m, size = known.shape
     has_answer = np.diagonal(same, axis1=1, axis2=2)

@@ -34,9 +34,7 @@ from ..eval.provenance import describe_data, find_commit
 from ..eval.report import Reporter
 from ..eval.states import encode_questions
 from ..eval.stats import routing_entropy_bits
-from ..local.encoder import MiniLM, Reading
-from ..local.huggingface import HuggingFaceConfig, HuggingFaceEncoder
-from ..local.minilm_numpy import PAPER_LAYERS, SvfMiniLM
+from ..local.open import EncoderConfig
 from ..orchestrate.artefact import Card, WorkerIdentity
 from ..orchestrate.head_variants import find_variant
 from ..orchestrate.prompts import parse_thought
@@ -50,13 +48,11 @@ from .outcomes import answered, describe_best_single, split_outcomes, write_run
 from .sepcma import SepCMA, popsize
 
 __all__ = [
-    "EncoderConfig",
     "EvolveConfig",
     "Job",
     "RandomSearch",
     "Tally",
     "TrainedTranscript",
-    "open_encoder",
     "shape_reward",
     "train_paper",
 ]
@@ -66,31 +62,6 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 SCHEMA = 1
 """Of the checkpoints."""
 ALL_FAILED = -1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncoderConfig:
-    """Which encoder reads the transcript; it stands on the head's card."""
-
-    kind: Literal["minilm", "minilm-svf", "huggingface"] = "minilm-svf"
-    reading: Reading = "mean"
-    """Of the MiniLMs; a Hugging Face model has its own."""
-    layers: tuple[int, ...] = PAPER_LAYERS
-    """Of minilm-svf: whose matrices are scaled."""
-    huggingface: HuggingFaceConfig | None = None
-
-    def __post_init__(self) -> None:
-        if (self.kind == "huggingface") != (self.huggingface is not None):
-            raise ConfigError(f"kind {self.kind!r}: expected a table huggingface for 'huggingface', and for no other")
-
-
-def open_encoder(config: EncoderConfig) -> TranscriptEncoder:
-    """Raises ModelError, ConfigError: it cannot be had."""
-    if config.huggingface is not None:
-        return HuggingFaceEncoder(config.huggingface)
-    if config.kind == "minilm-svf":
-        return SvfMiniLM(reading=config.reading, layers=config.layers)
-    return MiniLM(reading=config.reading)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
