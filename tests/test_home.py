@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torafugu.envs import HOME_FAMILIES, home_tasks, prompt_to_split
 from torafugu.errors import ConfigError
 from torafugu.grade import Task, TaskGrader, extract_answer
+from torafugu.orchestrate.prompts import parse_verdict
 from torafugu.pool.backend import Completion, Delta, Query
 from torafugu.pool.home import home_pool_path, make_home
 from torafugu.pool.skills.reading import Unreadable, format_exact, read_number_words, read_polynomial
@@ -430,3 +431,16 @@ def test_exact_format_reads_back(value: Fraction) -> None:
 def test_numbers_in_words(words: str, value: int | None) -> None:
     """Numbers in words read as numbers; other words do not."""
     assert read_number_words(words) == value
+
+
+def test_as_verifier_a_worker_solves_it_again() -> None:
+    """A home worker that is asked to verify accepts what it finds itself, and nothing else."""
+    worker = make_home(WorkerSpec(id="exact-math", dialect="home", model="exact-math"))
+    question = "Calculate 12 + 30. Put your final answer between <answer> and </answer>."
+
+    def verify(answer: str | None) -> str:
+        quoted = (Message(role="user", content="a conversation, quoted"),)
+        query = Query(messages=quoted, question=question, role="verifier", verifies=answer)
+        return parse_verdict(asyncio.run(worker.complete(query, None)).text)
+
+    assert [verify(answer) for answer in ("42", "42.0", "41", "", None)] == ["accept", "accept", *["reject"] * 3]

@@ -340,7 +340,6 @@ def test_replayed_thinker(tmp_path: Path) -> None:
     assert (completion.text, parse_suggestion(completion.text)) == ("4", None)
 
 
-@pytest.mark.xfail(reason="a Verifier's query holds the question only within its quote", raises=WorkerError)
 def test_replayed_verifier_of_a_client(tmp_path: Path) -> None:
     """A recorded worker that is served knows the client's question in every role."""
     recorded = read_recorded(small(tmp_path))

@@ -223,6 +223,8 @@ class Plan(Value, frozen=True, kw_only=True):
     """The policy's probability for each worker; None when it does not score."""
     masked: tuple[str, ...] = ()
     """Workers that were not allowed to be chosen."""
+    stand_in: int | None = None
+    """The earlier step whose reply is the answer if the run has to end before a Worker replies to this plan."""
     notes: Mapping[str, Json] = {}
     """What the policy wants on record: tokens read, milliseconds spent."""
 

@@ -11,7 +11,7 @@ import re
 from ..grade.exact import comparable_answer, extract_answer
 from ..types import Message, Reply, Request
 
-__all__ = ["asks_for_answer", "read_answer", "read_verified"]
+__all__ = ["asks_for_answer", "last_user_text", "read_answer", "read_verified"]
 
 _TAG = re.compile(r"<answer>", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
@@ -25,7 +25,7 @@ def asks_for_answer(request: Request) -> bool:
     """Whether every good reply holds an answer that can be compared: a task with a gold answer, or a prompt that asks
     for the form.
     """
-    text = _last_user(request.messages)
+    text = last_user_text(request.messages)
     return request.task is not None or bool(_TAG.search(text)) or "\\boxed" in text
 
 
@@ -37,7 +37,7 @@ def read_answer(request: Request, reply: Reply) -> str | None:
     """
     if reply.answer is not None:
         return reply.answer
-    prompt, text = _last_user(request.messages), reply.text
+    prompt, text = last_user_text(request.messages), reply.text
     if _TAG.search(text):
         return comparable_answer("<answer>", text)
     if boxed := _BOXED.findall(text):
@@ -57,5 +57,5 @@ def read_verified(reply: Reply) -> str:
     return comparable_answer("<answer>", reply.text) if reply.answer is None else reply.answer
 
 
-def _last_user(messages: tuple[Message, ...]) -> str:
+def last_user_text(messages: tuple[Message, ...]) -> str:
     return next((message.text for message in reversed(messages) if message.role == "user"), "")

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from ..config import read_table
 from ..errors import ConfigError, ModelError, PlanError
+from ..events import Failed
 from ..types import Answer, Json, Plan, Reply, Step
 from .answers import asks_for_answer, read_answer, read_verified
 from .artefact import Card, Tensors, check_pool, check_workers, load_artefact, pack, save_artefact, seal
@@ -105,6 +106,11 @@ class Coordinator:
                 f"head {head.id} reads hidden states of {head.card.encoder!r}; this is {encoder.name!r}: "
                 "train a head for this encoder"
             )
+        if head.features.mean.shape != (encoder.dim,):
+            raise ModelError(
+                f"head {head.id} reads hidden states of {len(head.features.mean)} numbers; "
+                f"{encoder.name!r} gives {encoder.dim}: train a head for this encoder"
+            )
         check_pool(head.card, pool)
         self.id = f"fugu-trinity@{head.id}"
         self.head = head
@@ -122,6 +128,8 @@ class Coordinator:
             started = time.perf_counter()
             encoding = await self._encoder.encode(run.request.messages)
             prospect = self.head.prospect(encoding.hidden[None])
+            if not np.isfinite(prospect.deviation).all():
+                raise ModelError(f"head {self.head.id}: expected scores are not finite: {prospect.deviation[0]}")
             self._read[run] = encoding, prospect, (time.perf_counter() - started) * 1e3
         table = _Table(run, self._column, np.array([worker in allowed for worker in self._workers]), self.head.rules)
         if table.over:
@@ -157,6 +165,7 @@ class Coordinator:
                 steps=(table.step(int(role[0]), [self._workers[j] for j in called]),),
                 scores={self._workers[j]: float(scores[j]) for j in order},
                 masked=tuple(masked),
+                stand_in=table.step_of[table.current] if table.current >= 0 else None,
                 notes={
                     "turn": table.turns,
                     "recalled": table.recalled,
@@ -192,6 +201,10 @@ class _Table:
         self.allowed = allowed.copy()
         for planned in run.plans:
             self._replay(planned.plan, column)
+        replied = {reply.worker for reply in run.replies.values()}
+        for event in run.events:  # who failed in this run is not asked again: others are waited for
+            if isinstance(event, Failed) and event.worker not in replied:
+                self.allowed[column[event.worker]] = False
 
     def _replay(self, plan: Plan, column: Mapping[str, int]) -> None:
         for role, worker in plan.notes.get("recalled", ()):
@@ -201,9 +214,7 @@ class _Table:
         self.calls += 1
         (step,) = plan.steps
         reply = self._run.replies.get(step.id)
-        if reply is None:  # nobody replied to it: they are not asked again
-            for worker in (step.worker, *step.alternates):
-                self.allowed[column[worker]] = False
+        if reply is None:
             return
         self._take(ROLES.index(step.role), step, reply, column[reply.worker])
 
@@ -256,8 +267,8 @@ class _Table:
         )
 
     def _is_unreadable(self) -> bool:
-        """No answer can be compared: none was asked for in a form of ours, and no Worker gave one (a Verifier always does,
-        to an essay too).
+        """No answer can be compared: none was asked for in a form of ours, and no Worker gave one (a Verifier always
+        does, to an essay too).
         """
         given = any(answer for answer, worked in zip(self.answers, self.worked, strict=True) if worked)
         return not asks_for_answer(self._run.request) and not given

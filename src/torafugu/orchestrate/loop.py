@@ -143,7 +143,8 @@ def _answer(run: Run, answer: Answer) -> None:
 
 
 def _best_so_far(run: Run, *, is_streaming: bool) -> int | None:
-    """The step whose reply stands in when the budget ended: the final one, else the latest Worker's."""
+    """The step whose reply stands in when the budget ended: the final one, else the latest Worker's, or
+    the earlier one that the policy had gone back to."""
     steps = [step for planned in run.plans for step in planned.plan.steps]
     final = [step.id for step in steps if step.is_final]
     replied = [step for step in final if step in run.replies]
@@ -151,8 +152,14 @@ def _best_so_far(run: Run, *, is_streaming: bool) -> int | None:
         return replied[-1]
     if final and is_streaming:  # its first tokens may have left: another answer must not follow them
         return None
-    workers = {step.id for step in steps if step.role == "worker"}  # advice and verdicts are no answers
-    return next((id for id in reversed(run.replies) if id in workers), None)
+    for planned in reversed(run.plans):
+        workers = {
+            step.id for step in planned.plan.steps if step.role == "worker"
+        }  # advice and verdicts are no answers
+        latest = next((id for id in reversed(run.replies) if id in workers), planned.plan.stand_in)
+        if latest in run.replies:
+            return latest
+    return None
 
 
 def _check(plan: Plan, run: Run, pool: Caller) -> None:

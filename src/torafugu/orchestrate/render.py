@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import PlanError
 from ..pool.backend import Query
 from ..types import Reply, Sampling, Step
-from .answers import read_answer
+from .answers import last_user_text, read_answer
 from .prompts import parse_suggestion, parse_thought, render_thinker, render_verifier, render_worker
 from .run import Run
 
@@ -29,16 +29,18 @@ def step_to_query(step: Step, run: Run) -> Query:
     thoughts = [parse_thought(reply.text) for reply in replies]
     if step.role == "worker":
         messages = render_worker(request.messages, thoughts=thoughts, suggestion=suggestion)
-        return Query(messages=messages, sampling=request.sampling, task=request.task)
+        question = None if messages is request.messages else last_user_text(request.messages)
+        return Query(messages=messages, sampling=request.sampling, task=request.task, question=question)
     sampling = Sampling(
         temperature=request.sampling.temperature,
         seed=request.sampling.seed,
         reasoning_effort=request.sampling.reasoning_effort,
     )
+    question = last_user_text(request.messages)
     current: Reply | None = replies[-1] if replies else None
     if step.role == "thinker":
         messages = render_thinker(request.messages, thoughts=thoughts, current=current.text if current else None)
-        return Query(messages=messages, sampling=sampling, task=request.task, role="thinker")
+        return Query(messages=messages, sampling=sampling, task=request.task, question=question, role="thinker")
     if step.role != "verifier":
         raise PlanError(f"step {step.id}: no role {step.role!r}: expected worker, thinker or verifier")
     if current is None:
@@ -47,6 +49,7 @@ def step_to_query(step: Step, run: Run) -> Query:
         messages=render_verifier(request.messages, current=current.text, thoughts=thoughts[:-1], suggestion=suggestion),
         sampling=sampling,
         task=request.task,
+        question=question,
         role="verifier",
         verifies=read_answer(request, current),
     )

@@ -10,10 +10,12 @@ choosing it as Verifier accepts it, without a call. `Rules.recall` False restore
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ConfigError
 from .situation import RUN_FEATURES, WORKER_FEATURES, Situation, View
 
 __all__ = [
@@ -50,9 +52,17 @@ class Rules:
     """Whether what a call would only repeat is taken from the transcript."""
     roles: tuple[str, ...] = ROLES
     """Which roles exist; the others are never chosen. `worker` always exists."""
-    transcript: str = "independent"
+    transcript: Literal["independent", "shared"] = "independent"
     """`independent`: every Worker answers the request alone, as in recorded answers. `shared`: it reads the thoughts
     of the Workers before it, as in the paper."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.roles) - set(ROLES)):
+            raise ConfigError(f"role {unknown[0]!r}: expected some of {', '.join(ROLES)}")
+        if "worker" not in self.roles:
+            raise ConfigError(f"roles {list(self.roles)}: expected `worker` among them, or nobody answers")
+        if self.max_turns < 1 or self.max_calls < 1:
+            raise ConfigError(f"max_turns {self.max_turns}, max_calls {self.max_calls}: expected at least 1 of each")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

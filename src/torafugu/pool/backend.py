@@ -21,6 +21,8 @@ class Query(Value, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     task: str | None = None
     """As in `Request`."""
+    question: str | None = None
+    """The client's last message, where `messages` quote it, for workers in this process; never sent."""
     role: str = "worker"
     """As in `Step`, for workers that replay answers; never sent."""
     verifies: str | None = None

@@ -13,6 +13,7 @@ import importlib.util
 import re
 import time
 from collections.abc import Callable, Mapping
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,6 +30,7 @@ MAX_QUESTION_CHARS = 20_000
 CHARS_PER_TOKEN = 4
 """Nobody counts tokens here: usage is characters divided by four, which is what English text costs elsewhere."""
 _WORDS_PER_DELTA = 4
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _UNKNOWN = "I do not know how to do this."
 
 Answerer: TypeAlias = Callable[[str], str]
@@ -63,8 +65,12 @@ class Home:
 
     async def complete(self, query: Query, on_delta: OnDelta | None) -> Completion:
         started = time.perf_counter()
-        question = next((m.text for m in reversed(query.messages) if m.role == "user"), "")
+        question = query.question
+        if question is None:
+            question = next((m.text for m in reversed(query.messages) if m.role == "user"), "")
         text = self._answer(question) if len(question) <= MAX_QUESTION_CHARS else "This is too long for me."
+        if query.role == "verifier":
+            text = _verify(text, query.verifies)
         text, finish_reason = _cut(text, query.sampling)
         first_token_ms = None
         if on_delta is not None:
@@ -85,6 +91,22 @@ class Home:
 
     async def close(self) -> None:
         """Nothing is held."""
+
+
+def _verify(own: str, answer: str | None) -> str:
+    """As Verifier it solves the question itself, and accepts what says the same."""
+    found = _ANSWER.search(own)
+    agrees = answer is not None and found is not None and _is_same(found[1], answer)
+    return f"{own}\n<verdict>{'ACCEPT' if agrees else 'REJECT'}</verdict>"
+
+
+def _is_same(one: str, other: str) -> bool:
+    """As text, or as a number."""
+    a, b = (" ".join(text.casefold().split()).removesuffix(".") for text in (one, other))
+    try:
+        return a == b or Decimal(a) == Decimal(b)
+    except InvalidOperation:
+        return False
 
 
 def _count_tokens(text: str) -> int:

@@ -174,7 +174,8 @@ class Recorded:
         self._qid_of = qid_of
 
     async def complete(self, query: Query, on_delta: OnDelta | None) -> Completion:
-        qid = query.task if query.task is not None else self._qid_of.get(query.messages[-1].text, "")
+        asked = query.messages[-1].text if query.question is None else query.question
+        qid = query.task if query.task is not None else self._qid_of.get(asked, "")
         rows = self._recorded.samples.get((qid, self.worker))
         if rows is None:
             raise WorkerError(

@@ -1,4 +1,4 @@
-"""Adds workers to a trained coordinator from a short profile: what is known of the others, and the head, stay as they are.
+"""Adds workers to a trained coordinator from a short profile. The others, and the head, stay as they are.
 
 The head's numbers belong to no worker: they read features of one (its expected score, the weight of its voice), which
 are estimated here for the new one alone, the more cautiously the fewer questions it has answered. Agreement is learnt
@@ -57,15 +57,15 @@ def add_workers(head: CoordinatorHead, matrix: OutcomeMatrix, hidden: npt.NDArra
     for worker in matrix.workers:
         if worker in known and models[worker] != known[worker]:
             raise ConfigError(
-                f"{matrix.recorded.path}: worker {worker!r} is {models[worker]!r} here and {known[worker]!r} in the head: "
-                "give the new model an id of its own"
+                f"{matrix.recorded.path}: worker {worker!r} is {models[worker]!r} here and {known[worker]!r} in the "
+                "head: give the new model an id of its own"
             )
     new = [worker for worker in matrix.workers if worker not in known]
     if not new:
         raise ConfigError(f"{matrix.recorded.path}: the head knows all of its workers: {', '.join(matrix.workers)}")
     profile = _gather(head, matrix, hidden, new)
-    for j, worker in enumerate(new, start=len(known)):
-        count = int(np.isfinite(profile.score[:, j]).sum())
+    counts = [int(np.isfinite(profile.score[:, j]).sum()) for j in range(len(known), len(known) + len(new))]
+    for worker, count in zip(new, counts, strict=True):
         if count < MIN_QUESTIONS:
             raise ConfigError(f"worker {worker!r} answered {count} questions: expected at least {MIN_QUESTIONS}")
     evidence, question, profile = _estimate(head, profile, len(new))
@@ -78,9 +78,7 @@ def add_workers(head: CoordinatorHead, matrix: OutcomeMatrix, hidden: npt.NDArra
                 "workers": new,
                 "to": head.id,
                 "data": str(matrix.recorded.path.name),
-                "questions": [
-                    int(np.isfinite(profile.score[:, j]).sum()) for j in range(len(known), len(known) + len(new))
-                ],
+                "questions": counts,
                 "at": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         },

@@ -186,7 +186,8 @@ class RandomSearch:
     def train(self, problem: TriProblem) -> Floats:
         draw = np.random.default_rng(np.random.SeedSequence([problem.seed, 10]))
         world = _some(problem.world, self.questions, draw)
-        best, best_reward = problem.start.to_head().to_vector(), -np.inf
+        best = problem.start.to_head().to_vector()
+        best_reward = _greedy_reward(problem, world, best)
         for step in range(self.draws):
             point = draw.uniform(-self.reach, self.reach, len(DIRECTIONS))
             vector = _move(problem.start, point)

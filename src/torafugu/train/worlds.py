@@ -149,12 +149,13 @@ def mix_worlds(worlds: Sequence[World]) -> World:
 
 def mask_workers(world: World, *, share: float, seed: int) -> World:
     """A copy in which, on a share of the questions, only k of the L workers may be asked, k drawn from 2 to L - 1: what
-    an opt-out or a smaller pool looks like.
+    an opt-out or a smaller pool looks like. Those that were never asked the question go first.
     """
     draw = np.random.default_rng(np.random.SeedSequence([seed, 8]))
     n, size = world.score.shape
     count = np.where(draw.random(n) < share, draw.integers(2, max(size, 3), n), size)
-    kept = draw.random((n, size)).argsort(1).argsort(1) < count[:, None]
+    keys = np.where(np.isfinite(world.score), draw.random((n, size)), np.inf)
+    kept = keys.argsort(1).argsort(1) < count[:, None]
     return replace(world, score=np.where(kept, world.score, np.nan))
 
 
@@ -181,6 +182,8 @@ def _cross_fit(matrix: OutcomeMatrix, hidden: Hidden, question_map: QuestionMap,
     deviation, familiarity = np.zeros(matrix.first.shape), np.zeros(len(matrix))
     for k in np.unique(fold):
         held = fold == k
+        if held.all():  # one question: nothing to learn from, so nothing is known of it
+            continue
         found = question_map.fit(hidden[~held], matrix.mean[~held], seed=seed).prospect(hidden[held])
         deviation[held], familiarity[held] = found.deviation, found.familiarity
     return Prospect(deviation=deviation, familiarity=familiarity)
