@@ -109,7 +109,7 @@ def _gather(head: CoordinatorHead, matrix: OutcomeMatrix, hidden: npt.NDArray[np
 
 
 def _estimate(head: CoordinatorHead, profile: _Profile, count: int) -> tuple[Evidence, Floats, _Profile]:
-    """One new worker after the other. Returns the evidence, the (L + M, F) question rows, the profile with deviations."""
+    """One new worker after the other: the evidence, the (L + M, F) question rows, the profile with deviations."""
     old = head.evidence
     size = len(old.weight)
     usual = float(old.ability.mean())

@@ -134,7 +134,9 @@ def _to_start(threshold: float, easing: float, order: str) -> Start:
 
 
 SINGLE = Candidate(
-    question_map=QuestionMap(features=None), start=Start(threshold=-9, weight=0, deviation=0, ability=1e3), rules=_rules(1)
+    question_map=QuestionMap(features=None),
+    start=Start(threshold=-9, weight=0, deviation=0, ability=1e3),
+    rules=_rules(1),
 )
 """Always the best single worker: gains nothing, loses nothing."""
 CANDIDATES: tuple[Candidate, ...] = (
