@@ -37,6 +37,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--split", default="test", help="any value of the questions' `split` field (default test)")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--plot", type=Path, help="draw the table as a picture (.png or .svg)")
+    parser.add_argument(
+        "--report", action="store_true", help="keep the numbers in the policy's folder, and write its report.html anew"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
     parser.add_argument("--cache", type=Path, help="folder for hidden states (default ~/.cache/torafugu/states)")
     parser.add_argument(
@@ -59,6 +62,11 @@ def _command(args: argparse.Namespace) -> int:
     print_report(report)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    if args.report:
+        from ..eval.training_report import write_training_report
+
+        (args.policy / "eval.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        out.print(str(write_training_report(args.policy)))
     if args.plot:
         from ..eval.plots import plot_report
 
@@ -74,8 +82,8 @@ def measure(
     """The JSON artefact, with progress shown."""
     from ..local import MiniLM
 
-    is_read_whole = read_card(policy, *KINDS).kind == "transcript"
-    recorded = read_recorded(data, datasets=datasets, with_texts=is_read_whole)
+    reads_replies = read_card(policy, *KINDS).kind == "transcript" and any(data.glob("texts.jsonl*"))
+    recorded = read_recorded(data, datasets=datasets, with_texts=reads_replies)
     encoder = MiniLM()
     try:
         with Stages() as stages:

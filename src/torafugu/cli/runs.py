@@ -131,7 +131,8 @@ def _lines(event: Event) -> Sequence[str]:
         case Failed():
             return [f"failed    {event.worker}  {event.code}: {_short(event.message)}, {usd(event.cost_usd)}"]
         case Answered():
-            return [f"answered  with step {event.step} by {event.worker}"]
+            notes = ", ".join(f"{name} {value}" for name, value in event.notes.items())
+            return [f"answered  with step {event.step} by {event.worker}", *([notes] if notes else [])]
         case Stopped():
             spent = f"{event.calls} calls, {_tokens(event.usage)}, {usd(event.cost_usd)}"
             return [f"stopped   by {event.by}: {spent}", *([str(event.error)] if event.error else [])]

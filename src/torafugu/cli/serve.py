@@ -98,7 +98,11 @@ def _ask_command(args: argparse.Namespace) -> int:
         sampling=Sampling(max_output_tokens=args.max_tokens),
     )
 
+    is_shown = False
+
     async def show(delta: Delta) -> None:
+        nonlocal is_shown
+        is_shown |= bool(delta.text)
         sys.stdout.write(delta.text)
         sys.stdout.flush()
 
@@ -116,7 +120,7 @@ def _ask_command(args: argparse.Namespace) -> int:
         if run.answer is None:
             err.print(f"fugu: no answer: stopped by {run.stopped.by if run.stopped else 'nothing'}\nrun {run.id}")
             return 1
-        sys.stdout.write("\n")
+        sys.stdout.write("\n" if is_shown else f"{run.answer.text}\n")  # only a final step's reply is streamed
         who = " -> ".join(run.workers)
         err.print(
             f"{run.id}: {who}, {usd(run.cost_usd)}, {run.elapsed_ms:.0f} ms (fugu runs show {run.id})", style="dim"

@@ -41,6 +41,7 @@ _NEXT = """\
                                                        what can each worker do? (says what it costs, and asks)
   fugu train selector --data profile --out policy      learn whom to ask
   fugu eval --policy policy --data profile --promote   is that any better than the best single worker?
+  fugu train trinity --data profile --out trinity      learn whom to ask next, and when answers can be trusted
   fugu serve                                           after taking the # off `policy` in fugu.toml"""
 
 

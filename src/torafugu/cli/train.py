@@ -246,10 +246,17 @@ def train_selector_command(
     return 0
 
 
+_OF_OURS = {"seed": 0, "call_price": 0.001, "cost_price": 0.0, "mean_calls": 3.1, "no_evolution": False}
+"""Options of our own training, with their defaults."""
+
+
 def _train_trinity_command(args: argparse.Namespace) -> int:
     from ..train.coordinator import CoordinatorConfig
 
     if args.config:
+        if ignored := [name for name, usual in _OF_OURS.items() if getattr(args, name) != usual]:
+            flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
+            raise ConfigError(f"{flags}: not with --config, whose file says all that the paper's training has")
         return _train_paper(args.config, args.data, args.out, datasets=args.dataset, cache=args.cache)
     config = CoordinatorConfig(
         seed=args.seed, call_price=args.call_price, cost_price=args.cost_price, mean_calls=args.mean_calls
@@ -297,7 +304,10 @@ def _train_paper(name: str, data: Path, folder: Path, *, datasets: list[str], ca
     shipped = Path(__file__).parent.parent / "train" / "configs" / f"{name}.toml"
     path = shipped if shipped.exists() else Path(name)
     config = read_table(EvolveConfig, read_toml(path), where=str(path))
-    recorded = read_recorded(data, datasets=datasets, with_texts=True)
+    has_texts = any(data.glob("texts.jsonl*"))
+    if not has_texts:
+        err.print(f"{data}: no texts: thoughts in the transcript are the recorded answers alone")
+    recorded = read_recorded(data, datasets=datasets, with_texts=has_texts)
     encoder = open_encoder(config.encoder)
     try:
         with Stages() as stages:

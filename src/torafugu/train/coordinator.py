@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
-from ..errors import FuguError
+from ..errors import ConfigError, FuguError
 from ..eval.baselines import rank_workers, ranked_score
 from ..eval.diagnostics import alarms, diagnose
 from ..eval.evaluate import episodes_to_turns, run_policy
@@ -237,11 +237,17 @@ def train_coordinator(
     `recorded`.
 
     Raises:
-        ConfigError: there are no training questions, or fewer than two workers.
+        ConfigError: there are no training questions, or fewer than two workers, or costs that have a price are unknown.
     """
     started = time.time()
     train, validation = split_outcomes(answered(build_matrix(recorded)))
     both = OutcomeMatrix.join(train, validation)
+    if config.cost_price and not np.isfinite(both.cost_usd).any(0).all():
+        nobody = [w for j, w in enumerate(both.workers) if not np.isfinite(both.cost_usd[:, j]).any()]
+        raise ConfigError(
+            f"{recorded.path}: a price on cost, but nothing is known of what {', '.join(nobody)} cost: give prices in "
+            "models.json, or leave the price on cost out"
+        )
     out.mkdir(parents=True, exist_ok=True)
     with (out / "metrics.jsonl").open("w") as metrics_file:
 
@@ -259,7 +265,7 @@ def train_coordinator(
         head = fitter.fit("fit on train", train, hidden[:at], recorded, encoder.name)
         found = _play_validation(head, train, both.rows(range(at, len(both))), hidden[at:], pool)
         log(stage="diagnostics", **found)
-        raised = [msgspec.to_builtins(alarm) for alarm in alarms(found)]
+        raised = [msgspec.to_builtins(alarm) for alarm in alarms(found, generations=fitter.generations)]
         log(stage="alarms", alarms=raised)
         for alarm in raised:
             report.say(f"alarm: {alarm['message']}")
@@ -437,6 +443,8 @@ class _Fitter:
     ) -> None:
         self._candidate, self._trainer, self._config = candidate, trainer, config
         self._report, self._log = report, log
+        self.generations: list[dict[str, float]] = []
+        """Of the latest fit; empty where nothing was evolved."""
 
     def fit(
         self, stage: str, matrix: OutcomeMatrix, hidden: Hidden, recorded: RecordedSet, encoder: str
@@ -444,10 +452,13 @@ class _Fitter:
         self._report.stage(stage, 1)
         fitted = fit_reading(matrix, hidden, self._candidate.question_map, seed=self._config.seed)
         head = self._candidate.start.to_head()
+        self.generations = []
         if self._trainer is not None:
 
             def show(row: dict[str, float]) -> None:
                 self._log(stage=f"evolution: {stage}", **row)
+                if "generation" in row:
+                    self.generations.append(row)
 
             head = TriHead.from_vector(
                 self._trainer.train(_problem(fitted, self._candidate, self._config, progress=show))
