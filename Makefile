@@ -40,5 +40,9 @@ lock:  ## resolve the locked requirements anew (needs uv)
 	.venv/bin/python $(PIP_PROJECT) --editable .
 	touch $@
 
+.venv/optional: .venv/installed requirements/optional.txt  ## torch, transformers and ray, whose tests are skipped without
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/optional.txt
+	touch $@
+
 clean:
 	rm -rf .venv .venv-demo build dist

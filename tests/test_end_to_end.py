@@ -30,8 +30,10 @@ import pytest
 
 from torafugu.local import MiniLM
 from torafugu.orchestrate.head import Card, FeatureMap, Head, WorkerIdentity
+from torafugu.orchestrate.tri_head import Rules
 from torafugu.store import open_store
 from torafugu.store.rows import StoredRun
+from trinity import save_trinity
 from upstream import Asked, Play, Upstream, Writer, chunk, head, respond
 
 CANARY = "canary/4f1c9b7e+no-known-shape-of-a-key"
@@ -293,8 +295,8 @@ def chat(question: str, model: str = "fugu", *, stream: bool = False) -> str:
 
 
 @contextmanager
-def serving(config: Path) -> Iterator[Server]:
-    process = start("--config", config)
+def serving(config: Path, *more: str | Path) -> Iterator[Server]:
+    process = start("--config", config, *more)
     assert process.stdout is not None
     assert process.stderr is not None
     line = process.stdout.readline()
@@ -646,3 +648,99 @@ def read_run(record: Path, run: str) -> StoredRun:
     stored = asyncio.run(read())
     assert stored is not None
     return stored
+
+
+# ---- the tri-role coordinator
+
+
+def make_trinity(folder: Path) -> Path:
+    """`good` answers, then whoever has the least ability verifies: `echoes` first, then `garbage`."""
+    ability = dict.fromkeys(WORKERS, 0.5) | {"good": 0.9, "spare": 0.8, "echoes": 0.1, "garbage": 0.2}
+    encoder = MiniLM()
+    name, dim = encoder.name, encoder.dim
+    encoder.close()
+    return save_trinity(
+        folder,
+        ability,
+        encoder=name,
+        dim=dim,
+        role={"verifier": {"has_answer": 5.0}},
+        worker={"worker": {"ability": 1.0}, "verifier": {"ability": -1.0, "known": -10.0}},
+        rules=Rules(roles=("worker", "verifier"), max_calls=3),
+    )
+
+
+def verdict(word: str) -> Play:
+    async def play(asked: Asked, out: Writer) -> None:
+        answer_well(asked, out, f"<answer>something else</answer>\n<verdict>{word}</verdict>")
+
+    return play
+
+
+@pytest.fixture(scope="module")
+def both(running_provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that offers `fugu` by its file and `fugu-trinity` by its command line."""
+    folder = tmp_path_factory.mktemp("both")
+    config = make_installation(folder / "installation", running_provider.url)
+    with serving(config, "--trinity", make_trinity(folder / "trinity")) as server:
+        yield server
+
+
+def text_of(answered: Answered, *, stream: bool) -> str:
+    """What the client reads."""
+    if not stream:
+        text: str = json.loads(answered.body)["choices"][0]["message"]["content"]
+        return text
+    assert answered.body.endswith("data: [DONE]\n\n")
+    chunks = [json.loads(line[6:]) for line in answered.body.split("\n\n")[:-2] if line.startswith("data: ")]
+    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_coordinator_answers_and_says_why_it_stopped(both: Server, provider: Provider, stream: bool) -> None:
+    """`fugu-trinity` returns the Worker's reply once a Verifier accepts it; the record has the roles and the reason."""
+    provider.errors.append(verdict("ACCEPT"))
+    answered = both.ask("Is this so?", "fugu-trinity", stream=stream)
+    assert (answered.status, answered.is_whole) == (200, True), answered.body
+    assert text_of(answered, stream=stream) == "good says so"
+    assert provider.asked == ["good", "echoes"]
+    events = both.wait_record(answered.run, "answered")
+    steps = [step for event in events if event["kind"] == "planned" for step in event["plan"]["steps"]]
+    planned = [(step.get("role", "worker"), step["worker"]) for step in steps]  # what is usual is not written
+    assert planned == [("worker", "good"), ("verifier", "echoes")]
+    (end,) = [e for e in events if e["kind"] == "answered"]
+    assert (end["worker"], end["notes"]["stopped"], end["notes"]["turns"]) == ("good", "accepted", 2)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_verifiers_that_reject_leave_the_workers_answer(both: Server, provider: Provider, stream: bool) -> None:
+    """Rejected until no call is left, the Worker's answer is returned all the same, and no verdict with it."""
+    provider.errors.extend([verdict("REJECT"), verdict("REJECT")])
+    answered = both.ask("Is this so?", "fugu-trinity", stream=stream)
+    assert text_of(answered, stream=stream) == "good says so"
+    assert "verdict" not in answered.body
+    assert provider.asked == ["good", "echoes", "garbage"]
+    events = both.wait_record(answered.run, "answered")
+    (end,) = [e for e in events if e["kind"] == "answered"]
+    assert end["notes"]["stopped"] in ("accepted", "exhausted")  # what is left is to recall the answer itself
+
+
+def test_both_policies_are_offered_side_by_side(both: Server, provider: Provider) -> None:
+    """Each model name has its own head, and the listing names both; a pin of the coordinator is kept to."""
+    models = {model["id"] for model in json.loads(both.request("GET", "/v1/models").body)["data"]}
+    assert {"fugu", "fugu-trinity", *WORKERS} <= models
+    pin = json.loads(both.request("GET", "/v1/models/fugu-trinity").body)["fugu"]["policy"]
+    assert pin.startswith("fugu-trinity@")
+    provider.errors.append(verdict("ACCEPT"))
+    assert both.ask("Is this so?", pin).status == 200
+    refused = both.ask("Is this so?", "fugu-trinity@000000000000")
+    assert (refused.status, pin in refused.body) == (404, True)
+    assert both.ask(QUESTIONS["fails"]).status == 200  # `fugu` goes on to the next choice, as ever
+
+
+def test_a_key_for_some_workers_binds_the_coordinator(both: Server, provider: Provider) -> None:
+    """A key that masks `good` gets the answer of another worker: the coordinator never calls `good` for it."""
+    provider.errors.append(verdict("ACCEPT"))
+    answered = both.ask("Is this so?", "fugu-trinity", key="SOME")
+    assert text_of(answered, stream=False) == "spare says so"
+    assert provider.asked == ["spare", "echoes"]

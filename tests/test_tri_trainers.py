@@ -114,7 +114,7 @@ def test_verifying_a_start_costs_no_call() -> None:
 
 def test_every_number_of_a_start_is_a_direction() -> None:
     """Searches leave no number of the start out, and forget none: a search that goes nowhere is where it began."""
-    assert set(DIRECTIONS) == {name for name in Start.__dataclass_fields__}
+    assert set(DIRECTIONS) == set(Start.__dataclass_fields__)
     odd = Start(**{name: 0.01 * (i + 1) for i, name in enumerate(DIRECTIONS)})
     stays = SepCMASearch(generations=0).train(replace(PROBLEM, start=odd))
     assert (stays == start_vector(odd)).all()

@@ -89,7 +89,7 @@ def test_the_second_copy_knows_nothing_of_a_family_from_that_family(
 
 
 def test_hidden_states_of_others_in_its_fold_say_nothing_of_a_question(matrix: OutcomeMatrix, hidden: Hidden) -> None:
-    """The feature map is cross-fitted too: other words for a fold's other questions leave a question's prospects alone."""
+    """The feature map is cross-fitted too: other words for others of its fold leave a question's prospects alone."""
     fold = fold_by_question(60, 0)
     others = (fold == fold[0]) & (np.arange(60) != 0)
     reworded = hidden.copy()

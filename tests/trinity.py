@@ -1,4 +1,4 @@
-"""A made-up pool in which agreement tells who is right, and heads of the tri-role coordinator for real installations."""
+"""A made-up pool in which agreement tells who is right, and heads of `fugu-trinity` for real installations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from coordinators import Weights, make_evidence, make_tri_head
-from outcomes import SUBJECTS, write_recorded
+from outcomes import SUBJECTS, draw, write_recorded
 from torafugu.orchestrate.artefact import Card, WorkerIdentity
 from torafugu.orchestrate.coordinator import CoordinatorHead
 from torafugu.orchestrate.head import FeatureMap
@@ -48,7 +48,7 @@ def make_pattern_world(count: int = 100, cost: Sequence[float] = (1.0, 0.5, 0.1)
 
 def write_pattern(
     folder: Path,
-    splits: Mapping[str, int] = {"train": 60, "validation": 20, "test": 40},  # noqa: B006  # never changed
+    splits: Mapping[str, int] = {"train": 60, "validation": 20, "test": 40},
     *,
     subjects: Sequence[str] = SUBJECTS[:1],
 ) -> Path:
@@ -59,7 +59,7 @@ def write_pattern(
             subject = subjects[i // len(PATTERN) % len(subjects)]
             qid = f"{split}-{i}"
             questions.append(
-                {"qid": qid, "prompt": f"About {subject}: {qid}?", "split": split, "dataset": "made-up"}
+                {"qid": qid, "prompt": f"About {subject}: {draw(qid)}?", "split": split, "dataset": "made-up"}
                 | {"category": subject, "family": subject, "gold": "yes"}
             )
             for worker, is_right in zip(VOICES, PATTERN[i % len(PATTERN)], strict=True):
@@ -75,10 +75,10 @@ def save_trinity(
     *,
     encoder: str,
     dim: int,
-    role: Weights = {},  # noqa: B006  # never changed
-    worker: Weights = {"worker": {"ability": 1.0}},  # noqa: B006  # never changed
+    role: Weights = {},  # noqa: B006
+    worker: Weights = {"worker": {"ability": 1.0}},  # noqa: B006
     rules: Rules = Rules(roles=("worker", "verifier")),  # noqa: B008  # frozen
-    models: Mapping[str, str] = {},  # noqa: B006  # never changed
+    models: Mapping[str, str] = {},
 ) -> Path:
     """A head that reads no question. `ability`: worker -> what the feature of this name says; a worker stands for the
     model of its name unless `models` says another.
