@@ -82,7 +82,8 @@ def measure(
     """The JSON artefact, with progress shown."""
     from ..local import MiniLM
 
-    reads_replies = read_card(policy, *KINDS).kind == "transcript" and any(data.glob("texts.jsonl*"))
+    has_texts = any(data.glob("texts.jsonl*"))  # of data that is not there, what is missing is said below
+    reads_replies = has_texts and read_card(policy, *KINDS).kind == "transcript"
     recorded = read_recorded(data, datasets=datasets, with_texts=reads_replies)
     encoder = MiniLM()
     try:

@@ -66,12 +66,8 @@ class Opened:
             return self.policies[model]
         if model in self.pool.ids:
             return Direct(model)
-        missing = [name for name in ("fugu", "fugu-trinity") if name not in self.policies]
-        why = (
-            f" ({' and '.join(f'`{name}`' for name in missing)} not offered: no policy is configured)"
-            if missing
-            else ""
-        )
+        is_ours = model in ("fugu", "fugu-trinity")
+        why = f" (`{model}` is not offered: no policy is configured)" if is_ours else ""
         names = ", ".join([*self.policies, *sorted(self.pool.ids)])
         raise ConfigError(f"no model {model!r}: expected one of {names}{why}")
 

@@ -368,8 +368,8 @@ def at_least_one(text: str) -> int:
 
 def _mean_calls(text: str) -> float:
     calls = float(text)
-    if not calls >= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    if not 1 <= calls < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of at least 1")
     return calls
 
 

@@ -13,7 +13,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -38,7 +38,7 @@ from ..pool.recorded import RecordedSet
 from ..types import Json
 from .features import FeatureConfig
 from .outcomes import answered, describe_best_single, split_outcomes, write_run
-from .rollout import play
+from .rollout import Played, play
 from .selection import family_error, standard_error
 from .tri_trainers import RandomSearch, Reinforce, SepCMASearch, Start, TriProblem, TriTrainer, net_reward
 from .worlds import (
@@ -50,6 +50,7 @@ from .worlds import (
     mask_workers,
     matrix_to_world,
     mix_worlds,
+    relative_cost,
 )
 
 __all__ = ["CoordinatorConfig", "TrainedCoordinator", "train_coordinator"]
@@ -92,7 +93,8 @@ class CoordinatorConfig:
     call_price: float = 0.001
     """Reward that a further call has to bring; 0 is the paper's."""
     mean_calls: float | None = 3.1
-    """Starts that need more calls on average, on questions like those of training, are passed over. None: no limit."""
+    """Starts that need more calls on average, over familiar and unfamiliar questions alike, are passed over. None: no
+    limit."""
     cost_price: float = 0.0
     """Reward that a call of the dearest worker's mean cost has to bring."""
     trainers: tuple[TriTrainer, ...] = field(
@@ -104,6 +106,12 @@ class CoordinatorConfig:
         )
     )
     """Tried from the best start; none is kept that does not gain more than its standard error."""
+
+    def __post_init__(self) -> None:
+        if self.mean_calls is not None and not 1 <= self.mean_calls < np.inf:
+            raise ConfigError(f"mean_calls {self.mean_calls}: expected a number of at least 1")
+        if not (0 <= self.call_price <= 1 and 0 <= self.cost_price <= 1):
+            raise ConfigError(f"call_price {self.call_price}, cost_price {self.cost_price}: expected 0 to 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +185,11 @@ class Judged:
         return self.seen if self.unseen is None else (self.seen + self.unseen) / 2
 
     @property
+    def calls(self) -> float:
+        """What is held against the limit."""
+        return self.seen_calls if self.unseen_calls is None else (self.seen_calls + self.unseen_calls) / 2
+
+    @property
     def score(self) -> float:
         """Less the standard errors: what has to be above zero, or the best single worker is asked."""
         lower = [self.seen - self.seen_error]
@@ -220,7 +233,8 @@ class _Fold:
     train_hidden: Hidden
     held: OutcomeMatrix
     held_hidden: Hidden
-    base: Floats  # (n,) of the best single worker of the training part
+    base: Floats  # (n,) score of the best single worker of the training part
+    base_cost: Floats  # (n,) of its call, relative to the dearest worker's
 
 
 def train_coordinator(
@@ -319,7 +333,7 @@ def _select(
     rows = sorted((_judge(name, results) for name, results in played.items()), key=lambda judged: -judged.gain)
     for row in rows:
         log(stage="candidate", **row.row())
-    chosen_row = next(row for row in rows if row.seen_calls <= limit and (row.score > 0 or row.name == SINGLE.name))
+    chosen_row = next(row for row in rows if row.calls <= limit and (row.score > 0 or row.name == SINGLE.name))
     candidate = next(candidate for candidate in CANDIDATES if candidate.name == chosen_row.name)
     if candidate.rules.max_calls == 1:
         return candidate, chosen_row, None, None
@@ -339,7 +353,7 @@ def _select(
         judged = _judge(trainer.name, results)
         better = np.concatenate([r.net - s.net for r, s in zip(results, starts, strict=True)])
         gain, error = float(better.mean()), standard_error(better)
-        is_better = gain > error and judged.seen_calls <= limit
+        is_better = gain > error and judged.calls <= limit
         tried = judged.row() | {"gain_over_start": gain, "gain_over_start_error": error, "kept": bool(is_better)}
         log(stage="trainer", **tried)
         report.say(f"{trainer.name}: {gain:+.2%} ± {error:.2%} over its start")
@@ -359,14 +373,11 @@ class _Result:
     families: npt.NDArray[np.str_]
 
     @staticmethod
-    def of(fold: _Fold, played: object, config: CoordinatorConfig) -> _Result:
-        from .rollout import Played
-
-        assert isinstance(played, Played)
+    def of(fold: _Fold, played: Played, config: CoordinatorConfig) -> _Result:
         net = net_reward(played, call_price=config.call_price, cost_price=config.cost_price)
         return _Result(
             scheme=fold.scheme,
-            net=net - fold.base,
+            net=net - fold.base + config.cost_price * fold.base_cost,
             accuracy=played.score - fold.base,
             calls=played.calls.astype(np.float64),
             families=fold.held.families,
@@ -409,6 +420,7 @@ def _folds(matrix: OutcomeMatrix, hidden: Hidden, seed: int) -> Iterator[_Fold]:
                 held=target,
                 held_hidden=hidden[held],
                 base=ranked_score(target, rank_workers(train)),
+                base_cost=relative_cost(target.cost_usd)[:, best_single(train)],
             )
 
 
@@ -464,12 +476,15 @@ class _Fitter:
                 self._trainer.train(_problem(fitted, self._candidate, self._config, progress=show))
             )
         self._report.advance(1)
+        evidence = fitted.evidence
         if self._candidate == SINGLE:  # the worker that `best_single` names, whatever the coverage of others
-            fitted.evidence.ability[best_single(matrix)] = 2.0
+            ability = evidence.ability.copy()
+            ability[best_single(matrix)] = 2.0
+            evidence = replace(evidence, ability=ability)
         return CoordinatorHead.create(
             fitted.reading.features,
             fitted.reading.weight,
-            fitted.evidence,
+            evidence,
             head,
             self._candidate.rules,
             Card(

@@ -31,6 +31,7 @@ __all__ = [
     "fold_by_question",
     "matrix_to_world",
     "mix_worlds",
+    "relative_cost",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -118,13 +119,13 @@ def matrix_to_world(matrix: OutcomeMatrix, prospect: Prospect) -> World:
     return World(
         score=matrix.first,
         same=same,
-        cost=_relative(matrix.cost_usd),
+        cost=relative_cost(matrix.cost_usd),
         prospect=prospect,
         unreadable=np.zeros(n, bool),
     )
 
 
-def _relative(cost_usd: Floats) -> Floats:
+def relative_cost(cost_usd: Floats) -> Floats:
     """Of the dearest worker's mean cost; 0 throughout where a worker's cost is not known at all."""
     known = np.isfinite(cost_usd)
     if not known.any(0).all():
