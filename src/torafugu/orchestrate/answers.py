@@ -15,7 +15,7 @@ __all__ = ["asks_for_answer", "last_user_text", "read_answer", "read_verified"]
 
 _TAG = re.compile(r"<answer>", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
-_ANNOUNCED = re.compile(r"(?:final\s+)?answer\s*(?:is)?\s*[:=]\s*(.+)", re.IGNORECASE)
+_ANNOUNCED = re.compile(r"(?:.{0,120}\b)?answer(?: is ?:?| ?[:=]) ?(.{1,120})", re.IGNORECASE)
 _MARKUP = re.compile(r"[*_`$]+")
 _SHORT_CHARS = 48
 """A reply of one line that is no longer is an answer by itself."""
@@ -32,8 +32,8 @@ def asks_for_answer(request: Request) -> bool:
 def read_answer(request: Request, reply: Reply) -> str | None:
     """In comparable form; "" when the reply lacks the answer that it was asked for; None when none can be read.
 
-    In this order: what the worker itself says it is, `<answer>` tags, `\\boxed{}`, a last line "Answer: ...", a reply
-    that is one short line.
+    In this order: what the worker itself says it is, `<answer>` tags, `\\boxed{}`, a last line "The answer is ...",
+    a reply that is one short line.
     """
     if reply.answer is not None:
         return reply.answer
@@ -42,11 +42,15 @@ def read_answer(request: Request, reply: Reply) -> str | None:
         return comparable_answer("<answer>", text)
     if boxed := _BOXED.findall(text):
         return comparable_answer("", boxed[-1]) or None
-    if asks_for_answer(request):
-        return "" if _TAG.search(prompt) else comparable_answer(prompt, text)
+    if _TAG.search(prompt):
+        return ""
     last = " ".join(_MARKUP.sub("", extract_answer(text) or "").split())  # long runs of blanks would take minutes
     if announced := _ANNOUNCED.fullmatch(last):
         return comparable_answer("", announced[1]) or None
+    if request.task is not None:  # its grader reads the last line, too
+        return comparable_answer(prompt, text)
+    if "\\boxed" in prompt:
+        return ""
     if last and len(last) <= _SHORT_CHARS and "\n" not in text.strip():
         return comparable_answer("", last) or None
     return None
