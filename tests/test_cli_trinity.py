@@ -128,8 +128,8 @@ def test_options_reach_the_training_and_nothing_gained_is_said(trained: Trained)
         ("--call-price nan", "nan: expected 0 to 1"),
         ("--call-price cheap", "'cheap'"),
         ("--cost-price 1.5", "1.5: expected 0 to 1"),
-        ("--mean-calls 0.5", "0.5: expected 1 or more"),
-        ("--mean-calls nan", "nan: expected 1 or more"),
+        ("--mean-calls 0.5", "0.5: expected a number of at least 1"),
+        ("--mean-calls nan", "nan: expected a number of at least 1"),
         ("--mean-calls few", "'few'"),
     ],
 )

@@ -27,7 +27,7 @@ from ..types import Answer, Json, Plan, Reply, Step
 from .answers import asks_for_answer, read_answer, read_verified
 from .artefact import Card, Tensors, check_pool, check_workers, load_artefact, pack, save_artefact, seal
 from .encoder import Encoder, Encoding
-from .head import FeatureMap, pack_features, softmax, unpack_features
+from .head import FeatureMap, check_encoder, pack_features, softmax, unpack_features
 from .prompts import parse_suggestion, parse_verdict
 from .run import Run
 from .situation import RUN_FEATURES, WORKER_FEATURES, Evidence, Prospect, Situation, View, look
@@ -101,16 +101,7 @@ class Coordinator:
         Raises:
             ModelError: the head was trained for another encoder or other workers.
         """
-        if head.card.encoder != encoder.name:
-            raise ModelError(
-                f"head {head.id} reads hidden states of {head.card.encoder!r}; this is {encoder.name!r}: "
-                "train a head for this encoder"
-            )
-        if head.features.mean.shape != (encoder.dim,):
-            raise ModelError(
-                f"head {head.id} reads hidden states of {len(head.features.mean)} numbers; "
-                f"{encoder.name!r} gives {encoder.dim}: train a head for this encoder"
-            )
+        check_encoder(head.card, head.features, name=encoder.name, dim=encoder.dim)
         check_pool(head.card, pool)
         self.id = f"fugu-trinity@{head.id}"
         self.head = head

@@ -26,7 +26,17 @@ from .artefact import (
     seal,
 )
 
-__all__ = ["CARD_SCHEMA", "Card", "FeatureMap", "Head", "WorkerIdentity", "pack_features", "softmax", "unpack_features"]
+__all__ = [
+    "CARD_SCHEMA",
+    "Card",
+    "FeatureMap",
+    "Head",
+    "WorkerIdentity",
+    "check_encoder",
+    "pack_features",
+    "softmax",
+    "unpack_features",
+]
 
 Array = npt.NDArray[np.float32]
 
@@ -109,6 +119,20 @@ class Head:
         """Raises ModelError: a file is missing, damaged, of another kind, or the weights are not the card's."""
         tensors, card = load_artefact(folder, "selector")
         return Head(*_unpack(tensors, card), card)
+
+
+def check_encoder(card: Card, features: FeatureMap, *, name: str, dim: int) -> None:
+    """Raises ModelError: the head was trained on the states of another encoder."""
+    if card.encoder != name:
+        raise ModelError(
+            f"head {card.short_hash} reads hidden states of {card.encoder!r}; this is {name!r}: "
+            "train a head for this encoder"
+        )
+    if features.mean.shape != (dim,):
+        raise ModelError(
+            f"head {card.short_hash} reads hidden states of {len(features.mean)} numbers; "
+            f"{name!r} gives {dim}: train a head for this encoder"
+        )
 
 
 def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from ..errors import ModelError, PlanError
+from ..errors import PlanError
 from ..types import Answer, Plan, Step
 from .encoder import Encoder
-from .head import Head
+from .head import Head, check_encoder
 from .run import Run
 
 __all__ = ["Selector"]
@@ -27,16 +27,7 @@ class Selector:
         Raises:
             ModelError: the head was trained for another encoder or other workers.
         """
-        if head.card.encoder != encoder.name:
-            raise ModelError(
-                f"head {head.id} reads hidden states of {head.card.encoder!r}; this is {encoder.name!r}: "
-                "train a head for this encoder"
-            )
-        if head.features.mean.shape != (encoder.dim,):
-            raise ModelError(
-                f"head {head.id} reads hidden states of {len(head.features.mean)} numbers; "
-                f"{encoder.name!r} gives {encoder.dim}: train a head for this encoder"
-            )
+        check_encoder(head.card, head.features, name=encoder.name, dim=encoder.dim)
         head.check_pool(pool)
         self.id = f"fugu@{head.id}"
         self._head = head
