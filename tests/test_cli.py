@@ -73,7 +73,7 @@ def start(*arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = Non
 
 
 def finish(process: subprocess.Popen[str]) -> Said:
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     return Said(process.returncode, out, err)
 
 

@@ -371,7 +371,7 @@ def test_what_is_configured_wrongly_keeps_the_server_from_starting(tmp_path: Pat
         ),
     }
     for message, process in expected.items():
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
         assert message in err
         assert (process.returncode, out, err.count("\n")) == (2, "", 1)
     assert not record.exists()
