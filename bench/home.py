@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bench.recorded import Quiet
-from torafugu.envs.home import home_tasks
+from torafugu.envs.home import HOME_FAMILIES, home_tasks
 from torafugu.episode import Episode, run_episode
 from torafugu.eval.matrix import best_single, build_matrix
 from torafugu.eval.provenance import find_commit
@@ -46,18 +46,28 @@ def main() -> None:
     parser.add_argument(
         "--fresh", type=int, default=12000, help="fresh tasks, of which those of the split test are run"
     )
+    parser.add_argument(
+        "--unseen", action="store_true", help="test on a fifth of the families, left out of the profile"
+    )
     parser.add_argument("--cache", type=Path, default=default_cache())
     args = parser.parse_args()
-    rows = [asyncio.run(measure(seed, args.tasks, args.fresh, args.cache)) for seed in range(args.seeds)]
+    rows = [
+        asyncio.run(measure(seed, args.tasks, args.fresh, args.cache, is_unseen=args.unseen))
+        for seed in range(args.seeds)
+    ]
     print(json.dumps({"command": sys.argv, "commit": find_commit(), "seeds": rows}, indent=1))
 
 
-async def measure(seed: int, count: int, fresh: int, cache: Path) -> dict[str, Any]:
+async def measure(seed: int, count: int, fresh: int, cache: Path, *, is_unseen: bool) -> dict[str, Any]:
     started = time.time()
     spec = read_pool(home_pool_path())
-    known = home_tasks(n=count, seed=seed)
+    families = sorted(HOME_FAMILIES)
+    held = set(np.random.default_rng(seed).choice(families, len(families) // 5, replace=False)) if is_unseen else set()
+    known = [task for task in home_tasks(n=count, seed=seed) if task.family not in held]
     prompts = {task.prompt for task in known}
     tests = [t for t in home_tasks(n=fresh, seed=seed + 1000) if t.split == "test" and t.prompt not in prompts]
+    if is_unseen:
+        tests = [task for task in tests if task.family in held]
     encoder = MiniLM()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -81,6 +91,7 @@ async def measure(seed: int, count: int, fresh: int, cache: Path) -> dict[str, A
     row = {
         "seed": seed,
         "n": len(tests),
+        "unseen_families": sorted(held),
         "accuracy": {name: float(s.mean()) for name, s in scores.items()} | {"oracle": float(alone.max(0).mean())},
         "best_single": policies["best_single"].id,
         "calls": {name: float(np.mean([e.calls for e in episodes])) for name, episodes in played.items()},
