@@ -40,7 +40,7 @@ lock:  ## resolve the locked requirements anew (needs uv)
 	.venv/bin/python $(PIP_PROJECT) --editable .
 	touch $@
 
-.venv/optional: .venv/installed requirements/optional.txt  ## torch, transformers and ray, whose tests are skipped without
+.venv/optional: .venv/installed requirements/optional.txt  ## torch and transformers, whose tests are skipped without
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/optional.txt
 	touch $@
 
