@@ -225,7 +225,7 @@ def _per_question(
             "answered_by": episodes[i].answered_by,
             "calls": episodes[i].calls,
         }
-        for i, question in enumerate(kept.questions)
+        for i, question in sorted(enumerate(kept.questions), key=lambda item: item[1].qid)
     ]
 
 

@@ -90,7 +90,11 @@ def evaluate(
     return {
         **summarise(target, episodes, ranking, baselines, seed=seed),
         "diagnostics": diagnostics,
-        "alarms": [msgspec.to_builtins(alarm) for alarm in alarms(diagnostics)],
+        "alarms": [
+            msgspec.to_builtins(alarm)
+            for alarm in alarms(diagnostics)
+            if card.kind != "selector" or not alarm.code.startswith("verifier_")  # it has none
+        ],
         "best_single_chosen_on": chosen_on,
         "policy": {"id": loaded.id, "training": dict(card.training), "encoder": card.encoder},
         "workers_unknown_to_head": [w for w in target.workers if w not in models],

@@ -72,7 +72,7 @@ def paired_bootstrap(
         totals = drawn @ sums_and_sizes  # (size, 2)
         means[start : start + size] = totals[:, 0] / totals[:, 1]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean=float(gains.mean()), low=float(low), high=float(high))
+    return Interval(mean=float(np.sort(gains).mean()), low=float(low), high=float(high))
 
 
 def wilson(successes: int, n: int, *, level: float = 0.95) -> Interval:
