@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from torafugu.pool import (
     Limits,
     Member,
     Pool,
+    Price,
     Prices,
     Query,
     Scripted,
@@ -30,6 +32,7 @@ from torafugu.pool import (
     resolve_price,
 )
 from torafugu.pool.limits import Gate
+from torafugu.pool.purse import DROPPED, IMPOSED_OUTPUT_TOKENS, BudgetEnded, Purse, Spend
 from torafugu.types import ImagePart, Message, Reply, Sampling, TextPart, ToolCall, Usage
 
 QUERY = Query(messages=(Message(role="user", content="hi"),))
@@ -70,7 +73,14 @@ class Bench:
             members, max_attempts=max_attempts, clock=self.clock, sleep=self.clock.sleep, random=lambda: 0.5
         )
 
-    async def ask(self, *workers: str, query: Query = QUERY, stream: bool = False) -> Reply:
+    async def ask(
+        self,
+        *workers: str,
+        query: Query = QUERY,
+        stream: bool = False,
+        timeout_s: float | None = None,
+        purse: Purse | None = None,
+    ) -> Reply:
         async def on_delta(delta: Delta) -> None:
             self.deltas.append(delta)
 
@@ -80,6 +90,8 @@ class Bench:
             workers=workers or tuple(self.pool.specs),
             record=self.events.append,
             on_delta=on_delta if stream else None,
+            timeout_s=timeout_s,
+            purse=purse,
         )
 
     async def fail(self, *workers: str, **how: Any) -> FuguError:
@@ -948,6 +960,472 @@ def test_a_refused_key_disables_its_worker_and_tells_the_operator_once(caplog: p
         assert "acme" not in shown + repr(bench.events)
         assert (await bench.ask("a")).worker == "a"  # asked for want of another: the key works again
         assert (await bench.ask("a", "b")).worker == "a"
+
+    run(work)
+
+
+# --- a step's own limit in time ---
+
+
+async def turns(n: int = 8) -> None:
+    for _ in range(n):
+        await asyncio.sleep(0)
+
+
+def test_a_step_ends_when_its_time_is_up() -> None:
+    """The attempt in flight is recorded as out of time, at unknown cost, and nobody else is asked."""
+
+    async def work() -> None:
+        bench = Bench({"a": broken("server_error"), "b": Failing("hang"), "c": well()})
+        error = await bench.fail(timeout_s=0.02)
+        assert isinstance(error, WorkerError)
+        assert (error.code, error.worker, error.partial) == ("timeout_total", "b", False)
+        assert "the step's limit of 0.02 s" in error.message
+        assert bench.trail == [
+            "called a 1 planned",
+            "failed a 1 server_error",
+            "called b 2 failover",
+            "failed b 2 timeout_total",
+        ]
+        last = bench.failed[-1]
+        assert (last.fault, last.message, last.usage, last.cost_usd) == ("worker", error.message, Usage(), None)
+
+    run(work)
+
+
+def test_a_step_s_limit_says_nothing_of_a_worker_s_health() -> None:
+    """Short limits are the policy's: however many calls they end, the worker is asked again, and has its places."""
+
+    async def work() -> None:
+        slow = Failing("hang")
+        bench = Bench({"a": slow, "b": well()}, a={"limits": Limits(concurrency=1)})
+        for _ in range(6):
+            await bench.fail("a", timeout_s=0.001)
+        await bench.fail("a", "b", timeout_s=0.001)
+        assert slow.calls == 7
+
+    run(work)
+
+
+def test_a_worker_s_shorter_limit_still_leads_to_another_worker() -> None:
+    """The step's time goes on: there is some left for the next."""
+
+    async def work() -> None:
+        bench = Bench({"a": Failing("hang"), "b": well()}, a={"timeouts": Timeouts(total_s=0.01)})
+        assert (await bench.ask(timeout_s=5.0)).worker == "b"
+        assert bench.failed[0].code == "timeout_total"
+        assert "step" not in bench.failed[0].message
+
+    run(work)
+
+
+def test_time_in_the_queue_is_the_step_s_time() -> None:
+    """Out of time before anything was sent: on record as an attempt that was none, and free."""
+
+    async def work() -> None:
+        bench = Bench({"a": Failing("hang")}, a={"limits": Limits(concurrency=1)})
+        running = asyncio.create_task(bench.ask())
+        await turns()
+        bench.events.clear()
+        assert (await bench.fail(timeout_s=0.01)).code == "timeout_total"
+        assert bench.trail == ["failed a 0 timeout_total"]
+        assert bench.failed[0].cost_usd == 0
+        running.cancel()
+        await turns()
+        again = asyncio.create_task(bench.ask())  # nothing waits for the place any more
+        await turns()
+        assert bench.trail[-1] == "called a 1 planned"
+        again.cancel()
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    ("backend", "timeout_s", "slept"),
+    [
+        (broken("rate_limited", times=1, retry_after_s=20.0), 20.0, []),
+        (broken("rate_limited", times=1, retry_after_s=20.0), 20.1, [20.0]),
+        (broken("server_error", times=1), 1.125, []),
+        (broken("server_error", times=1), 1.126, [1.125]),
+    ],
+)
+def test_no_pause_outlasts_the_step(backend: Backend, timeout_s: float, slept: list[float]) -> None:
+    """What could not be tried again in time is not waited for: the step fails at once, as the worker did."""
+
+    async def work() -> None:
+        bench = Bench({"a": backend})
+        if slept:
+            await bench.ask(timeout_s=timeout_s)
+        else:
+            assert (await bench.fail(timeout_s=timeout_s)).message.startswith("upstream says")
+        assert bench.clock.slept == slept
+
+    run(work)
+
+
+class Drips:
+    """Streams one piece, and then never ends."""
+
+    async def complete(self, query: Query, on_delta: Any) -> Completion:
+        if on_delta is not None:
+            await on_delta(Delta(text="It is"))
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def close(self) -> None: ...
+
+
+def test_out_of_time_within_a_stream_is_partial() -> None:
+    """Tokens have left: the caller is told."""
+
+    async def work() -> None:
+        error = await Bench({"a": Drips(), "b": well()}).fail(stream=True, timeout_s=0.01)
+        assert isinstance(error, WorkerError)
+        assert (error.code, error.partial) == ("timeout_total", True)
+
+    run(work)
+
+
+def test_a_filtered_reply_is_taken_when_the_time_for_a_better_one_is_up() -> None:
+    """It was paid for, and it is all there is."""
+
+    async def work() -> None:
+        bench = Bench({"a": well(FILTERED), "b": Failing("hang")})
+        assert (await bench.ask(timeout_s=0.01)).finish_reason == "content_filter"
+        assert bench.trail[-2:] == ["failed b 2 timeout_total", "replied a 1"]
+
+    run(work)
+
+
+def test_a_time_out_that_is_not_the_step_s_is_a_fault_of_ours() -> None:
+    """A backend that leaks one is not taken for a step out of time."""
+
+    def leak(query: Query) -> str:
+        raise TimeoutError
+
+    async def work() -> None:
+        bench = Bench({"a": Scripted(leak)})
+        with pytest.raises(TimeoutError):
+            await bench.ask(timeout_s=60.0)
+        assert bench.failed[0].fault == "us"
+
+    run(work)
+
+
+def test_a_fault_of_ours_stays_ours_when_the_time_is_up() -> None:
+    """A backend that breaks while it is cancelled is not excused by the clock."""
+
+    class Breaks:
+        async def complete(self, query: Query, on_delta: Any) -> Completion:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise ZeroDivisionError
+
+        async def close(self) -> None: ...
+
+    async def work() -> None:
+        bench = Bench({"a": Breaks()})
+        with pytest.raises(ZeroDivisionError):
+            await bench.ask(timeout_s=0.01)
+        assert [(failed.code, failed.fault) for failed in bench.failed] == [("internal_error", "us")]
+
+    run(work)
+
+
+# --- dropped, or the client left ---
+
+
+@pytest.mark.parametrize("timeout_s", [None, 60.0])
+@pytest.mark.parametrize("message", [DROPPED, "in other words", None])
+def test_a_dropped_call_is_told_from_one_whose_client_left(message: str | None, timeout_s: float | None) -> None:
+    """Cancelled with that message, in a group whose other tasks go on, it is the policy's doing; else the client's."""
+
+    async def work() -> None:
+        bench = Bench({"a": Failing("hang")})
+        other = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            sibling = group.create_task(other.wait())
+            call = group.create_task(bench.ask(timeout_s=timeout_s))
+            await turns()
+            call.cancel(message)
+            await turns()
+            assert call.cancelled()
+            assert not sibling.done()
+            other.set()
+        (failed,) = bench.failed
+        code, fault = ("dropped", "policy") if message == DROPPED else ("cancelled", "client")
+        assert (failed.code, failed.fault, failed.cost_usd, failed.usage) == (code, fault, None, Usage())
+        assert (DROPPED in failed.message) == (message == DROPPED)
+
+    run(work)
+
+
+def test_a_group_that_is_aborted_drops_nothing() -> None:
+    """Siblings of a step that failed are cancelled, and neither they nor a cancelled parent are said to be dropped."""
+
+    async def work() -> None:
+        bench = Bench({"a": Failing("hang")})
+
+        async def fault() -> None:
+            await turns()
+            raise ZeroDivisionError
+
+        async def ask_beside_a_fault() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(bench.ask(timeout_s=60.0))
+                group.create_task(fault())
+
+        with pytest.raises(ExceptionGroup):
+            await ask_beside_a_fault()
+        assert [failed.code for failed in bench.failed] == ["cancelled"]
+
+        async def parent() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(bench.ask(timeout_s=60.0))
+
+        running = asyncio.create_task(parent())
+        await turns()
+        running.cancel()
+        await turns()
+        assert [failed.code for failed in bench.failed] == ["cancelled", "cancelled"]
+
+    run(work)
+
+
+def test_a_call_that_is_dropped_in_the_queue_leaves_no_trace() -> None:
+    """Nothing was sent."""
+
+    async def work() -> None:
+        bench = Bench({"a": Failing("hang")}, a={"limits": Limits(concurrency=1)})
+        running = asyncio.create_task(bench.ask())
+        await turns()
+        waiting = asyncio.create_task(bench.ask(timeout_s=60.0))
+        await turns()
+        waiting.cancel(DROPPED)
+        await turns()
+        assert bench.trail == ["called a 1 planned"]
+        running.cancel()
+
+    run(work)
+
+
+# --- money ---
+
+
+class Till:
+    """A purse that pays for `calls` calls and writes down what it is asked, between the events of a bench."""
+
+    def __init__(self, *, calls: int = 99, is_bounded: bool = True) -> None:
+        self.calls = calls
+        self.is_bounded = is_bounded
+        self.bench: Bench | None = None
+        self.asked: list[Spend] = []
+        self.paid: list[Spend] = []
+        self.trail_at_reserve: list[list[str]] = []
+
+    async def reserve(self, worst: Spend) -> Till:
+        if self.bench is not None:
+            self.trail_at_reserve.append(self.bench.trail)
+        if len(self.asked) == self.calls:
+            raise BudgetEnded("usd")
+        self.asked.append(worst)
+        return self
+
+    def settle(self, spent: Spend) -> None:
+        self.paid.append(spent)
+
+
+UNKNOWN = Spend(tokens=None, usd=None)
+NOTHING = Spend(tokens=0, usd=Decimal(0))
+CHARGED = Spend(tokens=1100, usd=Decimal("0.002"))
+
+
+def faulty(query: Query) -> str:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("backends", "paid"),
+    [
+        ([well()], [CHARGED]),
+        ([broken("server_error"), well()], [UNKNOWN, CHARGED]),
+        ([broken("rate_limited"), well()], [NOTHING, CHARGED]),
+        ([broken("server_error", times=1)], [UNKNOWN, CHARGED]),
+        ([well(said()), well()], [CHARGED, CHARGED]),
+        ([well(said(usage=Usage())), well()], [UNKNOWN, CHARGED]),
+        ([well(said("x", usage=Usage(input_tokens=5)))], [UNKNOWN]),
+        ([well(FILTERED), well()], [CHARGED, CHARGED]),
+        ([well(FILTERED), broken("content_filter")], [CHARGED, UNKNOWN]),
+        ([Scripted(faulty)], [UNKNOWN]),
+    ],
+)
+def test_every_attempt_is_paid_for_once(backends: list[Backend], paid: list[Spend]) -> None:
+    """Reserved before it is on record, and settled at what the record says that it came to, however it ended."""
+
+    async def work() -> None:
+        bench = Bench(
+            dict(zip("ab", backends, strict=False)), **{name: {"prices": PRICES} for name in "ab"[: len(backends)]}
+        )
+        till = Till()
+        till.bench = bench
+        with contextlib.suppress(FuguError, ZeroDivisionError):
+            await bench.ask(purse=till)
+        assert till.paid == paid
+        assert len(till.asked) == len(paid)
+        assert [sum(line.startswith("called") for line in trail) for trail in till.trail_at_reserve] == list(
+            range(len(paid))
+        )
+
+    run(work)
+
+
+def test_a_cancelled_call_stays_paid_for_at_its_worst() -> None:
+    """Once, whoever cancels it: the client, the policy, or the step's limit."""
+
+    async def work() -> None:
+        till = Till()
+        bench = Bench({"a": Failing("hang")})
+        for message in (None, DROPPED):
+            call = asyncio.create_task(bench.ask(purse=till))
+            await turns()
+            call.cancel(message)
+            await turns()
+        await bench.fail(purse=till, timeout_s=0.01)
+        assert till.paid == [UNKNOWN] * 3
+
+    run(work)
+
+
+def test_a_fault_of_ours_after_the_reply_is_on_record_and_paid_for() -> None:
+    """A price list that breaks, or a recorder: the attempt was made, so its cost may not be lost."""
+
+    def break_down(_: object) -> None:
+        raise ZeroDivisionError
+
+    async def work() -> None:
+        till = Till(is_bounded=False)
+        spec = WorkerSpec(id="a", dialect="scripted", model="m")
+        bench = Bench({})
+        pool = Pool([Member(spec=spec, backend=well(), price=Price("broken", break_down))])  # type: ignore[arg-type]
+        with pytest.raises(ZeroDivisionError):
+            await pool.complete(QUERY, step=7, workers="a", record=bench.events.append, on_delta=None, purse=till)
+        assert bench.trail == ["called a 1 planned", "failed a 1 internal_error"]
+        with pytest.raises(ZeroDivisionError):
+            await pool.complete(QUERY, step=7, workers="a", record=break_down, on_delta=None, purse=till)
+        assert till.paid == [UNKNOWN, UNKNOWN]
+
+    run(work)
+
+
+def test_what_cannot_be_paid_for_is_not_asked() -> None:
+    """Nothing of that attempt is on record, the worker keeps its health, and its place is free again."""
+
+    async def work() -> None:
+        backend = well()
+        bench = Bench({"a": backend, "b": well()}, a={"limits": Limits(concurrency=1, queue=0)})
+        for _ in range(6):
+            with pytest.raises(BudgetEnded, match="budget:usd"):
+                await bench.ask(purse=Till(calls=0))
+        assert (bench.trail, backend.queries) == ([], [])
+        assert (await bench.ask()).worker == "a"
+
+    run(work)
+
+
+def test_a_failover_that_cannot_be_paid_for_ends_the_budget() -> None:
+    """The failure stays on record; what is raised is that the budget ended."""
+
+    async def work() -> None:
+        bench = Bench({"a": broken("server_error"), "b": well()})
+        with pytest.raises(BudgetEnded):
+            await bench.ask(purse=Till(calls=1))
+        assert bench.trail == ["called a 1 planned", "failed a 1 server_error"]
+
+    run(work)
+
+
+def test_a_trial_that_cannot_be_paid_for_leaves_the_trial_to_the_next() -> None:
+    """A closed-off worker is tried by the first call that has the money."""
+
+    async def work() -> None:
+        bench = Bench({"a": broken("server_error", times=5), "b": well()}, max_attempts=1)
+        await break_it(bench, "a", 5)
+        bench.clock.now += 30
+        with pytest.raises(BudgetEnded):
+            await bench.ask("a", "b", purse=Till(calls=0))
+        assert (await bench.ask("a", "b")).worker == "a"
+
+    run(work)
+
+
+def test_a_filtered_reply_is_taken_when_another_one_cannot_be_paid_for() -> None:
+    """It was paid for, and it is all there is."""
+
+    async def work() -> None:
+        bench = Bench({"a": well(FILTERED), "b": well()})
+        assert (await bench.ask(purse=Till(calls=1))).finish_reason == "content_filter"
+        assert bench.trail == ["called a 1 planned", "replied a 1"]
+
+    run(work)
+
+
+def test_who_waits_for_money_has_a_place_and_gives_it_back() -> None:
+    """Cancelled or out of time while the purse makes it wait: nothing was sent, and the place is free."""
+
+    class Slow(Till):
+        async def reserve(self, worst: Spend) -> Till:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async def work() -> None:
+        bench = Bench({"a": well()}, a={"limits": Limits(concurrency=1, queue=0)})
+        assert (await bench.fail(purse=Slow(), timeout_s=0.01)).code == "timeout_total"
+        assert bench.trail == ["failed a 0 timeout_total"]
+        waiting = asyncio.create_task(bench.ask(purse=Slow()))
+        await turns()
+        waiting.cancel()
+        await turns()
+        assert bench.trail == ["failed a 0 timeout_total"]
+        assert (await bench.ask()).worker == "a"
+
+    run(work)
+
+
+def test_only_a_bounded_purse_asks_for_the_worst_case() -> None:
+    """Where calls alone are limited, nothing is imposed on a query; else one without a limit is given one."""
+
+    async def work() -> None:
+        backend = well()
+        bench = Bench({"a": backend}, a={"prices": PRICES})
+        free, bounded = Till(is_bounded=False), Till()
+        await bench.ask(purse=free)
+        await bench.ask(purse=bounded)
+        assert [query.sampling.max_output_tokens for query in backend.queries] == [None, IMPOSED_OUTPUT_TOKENS]
+        assert free.asked == [UNKNOWN]
+        (worst,) = bounded.asked
+        assert worst.tokens is not None
+        assert worst.usd == ((worst.tokens - 16_384) * 1 + 16_384 * 10) / Decimal(1_000_000)
+
+    run(work)
+
+
+def test_a_worker_that_breaks_its_word_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """More tokens than declared limits allow are paid for, and the operator is told what to correct."""
+
+    async def work() -> None:
+        more = said("x", usage=Usage(input_tokens=9000, output_tokens=100))
+        fields = {"prices": PRICES, "max_output_tokens": 100}
+        bench = Bench({"a": well(more), "b": well()}, a=fields, b=fields)
+        till = Till()
+        with caplog.at_level(logging.WARNING):
+            await bench.ask("b", purse=till)
+            assert caplog.messages == []
+            await bench.ask("a", purse=till)
+        assert till.paid[1].tokens == 9100
+        (line,) = caplog.messages
+        assert "worker 'a' used more than was reserved (9100 tokens of" in line
+        assert "max_output_tokens" in line
 
     run(work)
 

@@ -1,4 +1,4 @@
-"""The pool: asks a worker, and another one if that fails. The one place that retries, limits, times out and prices.
+"""The pool: asks a worker, and another one if that fails. The one place that retries, limits, times out, prices, pays.
 
 The rules, by the failure's code:
     rate_limited       another worker at once; the last one is waited for, once, if its Retry-After is short enough
@@ -16,19 +16,21 @@ import asyncio
 import logging
 import random as random_module
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from decimal import Decimal
 from types import MappingProxyType
 
 from ..errors import PlanError, RequestError, WorkerCode, WorkerError
-from ..events import Called, Event, Failed, Replied
-from ..types import ImagePart, Reply, Usage
+from ..events import Called, Event, Replied
+from ..types import ImagePart, Reply
+from . import attempt as attempts
 from .backend import Backend, Completion, Delta, OnDelta, Query
 from .limits import Breaker, Gate
 from .prices import Price
-from .soundness import find_unsound, is_filtered, mend_tool_calls
-from .spec import NETWORK_DIALECTS, WorkerSpec
+from .purse import BudgetEnded, Payment, Purse, reserve
+from .soundness import find_unsound, is_filtered
+from .spec import WorkerSpec
 
 __all__ = ["Member", "Pool"]
 
@@ -44,20 +46,6 @@ _HOPELESS = frozenset({"auth", "rejected", "content_filter", "context_overflow",
 """The same worker would only fail again."""
 _HEALTHY = frozenset({"rate_limited", "rejected", "content_filter", "context_overflow"})
 """Do not count towards the breaker."""
-_UNBILLED = frozenset(
-    {
-        "connect_failed",
-        "timeout_connect",
-        "rate_limited",
-        "auth",
-        "rejected",
-        "context_overflow",
-        "overloaded",
-        "unavailable",
-    }
-)
-_ZERO_USAGE = Usage(input_tokens=0, cached_input_tokens=0, cache_write_tokens=0, output_tokens=0, reasoning_tokens=0)
-_ZERO = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,24 +87,47 @@ class Pool:
         workers: Sequence[str],
         record: Callable[[Event], None],
         on_delta: OnDelta | None,
+        timeout_s: float | None = None,
+        purse: Purse | None = None,
     ) -> Reply:
-        """Ask the first of `workers`, failing over to the rest; every attempt is recorded.
+        """Ask the first of `workers`, failing over to the rest; every attempt is recorded, and paid for by `purse`.
+
+        `timeout_s` bounds all of it: queueing, attempts and the pauses between them.
 
         Raises:
             WorkerError: no worker replied; `retry_after_s` is the shortest that any asked for.
             RequestError: the query fits into none of their context windows, or none can take it at all.
             PlanError: a worker is named that the pool does not have.
+            BudgetEnded: the next attempt cannot be paid for; nothing of it is on record.
         """
-        call = _Call(query=query, step=step, record=record, on_delta=on_delta, started=self._clock())
+        call = _Call(
+            query=query,
+            step=step,
+            record=record,
+            on_delta=on_delta,
+            purse=purse,
+            started=self._clock(),
+            timeout_s=timeout_s,
+        )
         call.left = self._able(call, workers)
         try:
-            return await self._complete(call)
-        except (WorkerError, RequestError):
+            return await self._complete_in_time(call)
+        except (WorkerError, RequestError, BudgetEnded):
             if call.held is None or call.has_streamed:
                 raise
             return call.take_held()
         finally:
             call.drop_held()
+
+    async def _complete_in_time(self, call: _Call) -> Reply:
+        try:
+            async with call.limit:
+                return await self._complete(call)
+        except TimeoutError:
+            if not call.is_over_time:
+                raise
+            assert call.asked is not None
+            raise call.over_time(call.asked) from None
 
     async def _complete(self, call: _Call) -> Reply:
         worker, reason = self._next(call), "planned"
@@ -210,7 +221,9 @@ class Pool:
         else:
             has_tried, call.has_retried = call.has_retried, True
             delay_s = max(self._backoff_s(), error.retry_after_s or 0.0)
-        left_s = worker.spec.timeouts.total_s - (self._clock() - call.started)
+        total_s = worker.spec.timeouts.total_s
+        limit_s = total_s if call.timeout_s is None else min(total_s, call.timeout_s)
+        left_s = limit_s - (self._clock() - call.started)
         return None if has_tried or delay_s >= min(LONGEST_WAIT_S, left_s) else (worker, delay_s)
 
     def _backoff_s(self) -> float:
@@ -243,14 +256,20 @@ class Pool:
 
     async def _attempt(self, call: _Call, worker: _Worker, reason: str) -> Reply | WorkerError:
         """The reply, or why there is none; on record either way."""
+        call.asked = worker
         call.was_refused_here = False
-        if not worker.gate.enter_at_once() and not await self._queue_up(worker):
+        with call.before_sending(worker):
+            has_place = worker.gate.enter_at_once() or await self._queue_up(worker)
+        if not has_place:
             call.was_refused_here = True
             error = worker.error("overloaded", "too many calls of ours run and wait", retry_after_s=REST_S)
-            call.record_unsent(worker, error)
+            call.record_unsent(error)
             return error
         try:
-            return await self._attempt_inside(call, worker, reason)
+            with call.before_sending(worker):
+                payment = await reserve(call.purse, call.query, worker.spec, worker.price)
+            with payment:
+                return await self._attempt_inside(call, worker, reason, payment)
         finally:
             worker.gate.leave()
 
@@ -265,43 +284,47 @@ class Pool:
             return False
         return True
 
-    async def _attempt_inside(self, call: _Call, worker: _Worker, reason: str) -> Reply | WorkerError:
+    async def _attempt_inside(self, call: _Call, worker: _Worker, reason: str, payment: Payment) -> Reply | WorkerError:
         call.attempts += 1
         attempt = call.attempts
         call.record(Called(step=call.step, worker=worker.id, attempt=attempt, reason=reason))
         worker.breaker.start()
-        completion: Completion | None = None
+        reply: Reply | None = None
         began = self._clock()
         try:
-            completion = await self._ask(call, worker)
+            completion = await self._ask(call, worker, payment.query)
+            reply = attempts.replied(worker.spec, worker.price, completion, latency_ms=(self._clock() - began) * 1e3)
             error = self._unsound(call, worker, completion)
         except WorkerError as failure:
             error = failure
             error.partial = call.has_streamed
         except BaseException as other:  # recorded and passed on: what was paid for stays on record
             worker.breaker.let_go()
-            call.record(_failed_by_us(call.step, worker, attempt, other, latency_ms=(self._clock() - began) * 1e3))
+            over_time = call.over_time(worker) if call.is_over_time else None
+            latency_ms = (self._clock() - began) * 1e3
+            call.record(attempts.interrupted(call.step, attempt, worker.id, other, over_time, latency_ms=latency_ms))
             raise
-        now = self._clock()
-        latency_ms = (now - began) * 1e3
         if error is not None:
+            now = self._clock()
             self._note_failure(worker, error, now)
-            call.record(worker.failed(call.step, attempt, error, completion, latency_ms=latency_ms))
+            failed = attempts.failed(call.step, attempt, worker.id, error, reply, latency_ms=(now - began) * 1e3)
+            payment.came_to(failed.usage, failed.cost_usd)
+            call.record(failed)
             return error
-        assert completion is not None
+        assert reply is not None
         worker.breaker.succeed()
-        reply = worker.reply(completion, latency_ms=latency_ms)
+        payment.came_to(reply.usage, reply.cost_usd)
         if is_filtered(completion) and call.left and not call.has_streamed and not call.has_met_filter:
-            call.held = (attempt, worker, reply)
+            call.held = (attempt, reply)
             return worker.error("content_filter", "its provider filtered the answer")
         call.record(Replied(step=call.step, attempt=attempt, reply=reply))
         return reply
 
-    async def _ask(self, call: _Call, worker: _Worker) -> Completion:
+    async def _ask(self, call: _Call, worker: _Worker, query: Query) -> Completion:
         on_delta = None if call.on_delta is None else call.pass_on
         try:
             async with asyncio.timeout(worker.spec.timeouts.total_s) as limit:
-                completion = await worker.backend.complete(call.query, on_delta)
+                completion = await worker.backend.complete(query, on_delta)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -335,7 +358,7 @@ class Pool:
 class _Worker:
     """A member and its state."""
 
-    __slots__ = ("backend", "breaker", "gate", "id", "is_here", "price", "spec")
+    __slots__ = ("backend", "breaker", "gate", "id", "price", "spec")
 
     def __init__(self, member: Member) -> None:
         self.id = member.spec.id
@@ -344,58 +367,12 @@ class _Worker:
         self.price = member.price
         self.gate = Gate(places=member.spec.limits.concurrency, queue=member.spec.limits.queue)
         self.breaker = Breaker()
-        self.is_here = member.spec.dialect not in NETWORK_DIALECTS
 
     def error(
         self, code: WorkerCode, what: str, *, retry_after_s: float | None = None, partial: bool = False
     ) -> WorkerError:
         return WorkerError(
             f"worker {self.id!r}: {what}", worker=self.id, code=code, retry_after_s=retry_after_s, partial=partial
-        )
-
-    def cost_usd(self, usage: Usage) -> Decimal | None:
-        return None if self.price is None else self.price.cost_usd(usage)
-
-    def reply(self, completion: Completion, *, latency_ms: float) -> Reply:
-        cost_usd = self.cost_usd(completion.usage)
-        sent_bytes = completion.sent_bytes
-        return Reply(
-            worker=self.id,
-            text=completion.text,
-            finish_reason=completion.finish_reason,
-            answer=completion.answer,
-            tool_calls=mend_tool_calls(completion.tool_calls) if completion.tool_calls else (),
-            reasoning=completion.reasoning,
-            usage=completion.usage,
-            cost_usd=cost_usd,
-            price_source=self.price.source if self.price is not None and cost_usd is not None else None,
-            provider_model=completion.provider_model,
-            provider_id=completion.provider_id,
-            latency_ms=latency_ms,
-            first_token_ms=completion.first_token_ms,
-            sent_bytes=0 if sent_bytes is None and self.is_here else sent_bytes,
-            sent_sha256=completion.sent_sha256,
-            received_bytes=completion.received_bytes,
-        )
-
-    def failed(
-        self, step: int, attempt: int, error: WorkerError, completion: Completion | None, *, latency_ms: float
-    ) -> Failed:
-        usage, cost_usd = Usage(), None
-        if completion is not None:  # an answer that is not one is billed all the same
-            usage, cost_usd = completion.usage, self.cost_usd(completion.usage)
-        elif error.code in _UNBILLED and not error.partial:
-            usage, cost_usd = _ZERO_USAGE, _ZERO
-        return Failed(
-            step=step,
-            worker=self.id,
-            attempt=attempt,
-            fault="worker",
-            code=error.code,
-            message=error.message,
-            latency_ms=latency_ms,
-            usage=usage,
-            cost_usd=cost_usd,
         )
 
 
@@ -407,7 +384,12 @@ class _Call:
     step: int
     record: Callable[[Event], None]
     on_delta: OnDelta | None
+    purse: Purse | None
     started: float
+    timeout_s: float | None
+    limit: asyncio.Timeout = field(init=False)
+    asked: _Worker | None = None
+    """Whose turn it is."""
     left: list[_Worker] = field(default_factory=list)
     """Not asked yet, best first."""
     failures: list[tuple[_Worker, WorkerError]] = field(default_factory=list)
@@ -418,9 +400,30 @@ class _Call:
     has_met_filter: bool = False
     was_refused_here: bool = False
     """The latest failure is our own full queue: waiting more would defeat its bound."""
-    held: tuple[int, _Worker, Reply] | None = None
+    held: tuple[int, Reply] | None = None
     """A filtered reply, kept off the record until it is known whether another worker does better."""
     skipped: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.limit = asyncio.timeout(self.timeout_s)
+
+    @property
+    def is_over_time(self) -> bool:
+        return self.limit.expired()
+
+    def over_time(self, worker: _Worker) -> WorkerError:
+        what = f"no complete answer within the step's limit of {self.timeout_s:g} s"
+        return worker.error("timeout_total", what, partial=self.has_streamed)
+
+    @contextmanager
+    def before_sending(self, worker: _Worker) -> Iterator[None]:
+        """Puts on record that the step's time went by in a queue."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self.is_over_time:
+                self.record_unsent(self.over_time(worker))
+            raise
 
     async def pass_on(self, delta: Delta) -> None:
         assert self.on_delta is not None
@@ -430,65 +433,24 @@ class _Call:
     def record_skip(self, worker: _Worker, why: str) -> None:
         if worker.id not in self.skipped:
             self.skipped.add(worker.id)
-            self._record_free(worker, code="skipped", message=f"worker {worker.id!r} is not asked: {why}")
+            message = f"worker {worker.id!r} is not asked: {why}"
+            self.record(attempts.unsent(self.step, worker.id, code="skipped", message=message))
 
-    def record_unsent(self, worker: _Worker, error: WorkerError) -> None:
-        self._record_free(worker, code=error.code, message=error.message)
-
-    def _record_free(self, worker: _Worker, *, code: str, message: str) -> None:
-        self.record(
-            Failed(
-                step=self.step,
-                worker=worker.id,
-                attempt=0,  # none was made
-                fault="worker",
-                code=code,
-                message=message,
-                usage=_ZERO_USAGE,
-                cost_usd=_ZERO,
-            )
-        )
+    def record_unsent(self, error: WorkerError) -> None:
+        self.record(attempts.unsent(self.step, error.worker, code=error.code, message=error.message))
 
     def take_held(self) -> Reply:
         assert self.held is not None
-        attempt, _, reply = self.held
+        attempt, reply = self.held
         self.held = None
         self.record(Replied(step=self.step, attempt=attempt, reply=reply))
         return reply
 
     def drop_held(self) -> None:
-        if self.held is None:
-            return
-        attempt, worker, reply = self.held
-        self.held = None
-        self.record(
-            Failed(
-                step=self.step,
-                worker=worker.id,
-                attempt=attempt,
-                fault="worker",
-                code="content_filter",
-                message=f"worker {worker.id!r}: its provider filtered the answer",
-                latency_ms=reply.latency_ms,
-                usage=reply.usage,
-                cost_usd=reply.cost_usd,
-            )
-        )
-
-
-def _failed_by_us(step: int, worker: _Worker, attempt: int, error: BaseException, *, latency_ms: float) -> Failed:
-    is_cancelled = isinstance(error, asyncio.CancelledError)
-    return Failed(
-        step=step,
-        worker=worker.id,
-        attempt=attempt,
-        fault="client" if is_cancelled else "us",
-        code="cancelled" if is_cancelled else "internal_error",
-        message=f"the call of worker {worker.id!r} was cancelled"
-        if is_cancelled
-        else f"worker {worker.id!r}: {type(error).__name__}: a fault of this program; its log has the trace",
-        latency_ms=latency_ms,
-    )
+        if self.held is not None:
+            attempt, reply = self.held
+            self.held = None
+            self.record(attempts.filtered(self.step, attempt, reply))
 
 
 def _has_images(query: Query) -> bool:
