@@ -1,7 +1,8 @@
 """From a declared pool to one that can be called: keys, sessions, prices, backends. The composition root of the pool.
 
 What can be wrong with a pool file is found here, before anything is asked: a missing key, an unknown scripted option.
-`aiohttp` is imported only for a pool that has workers behind endpoints.
+`aiohttp` is imported only for a pool that has workers behind endpoints. Workers whose kind lives in a layer above this
+one (`local`: models in this process) are made by who opens the pool.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from .. import __version__
 from ..errors import ConfigError
@@ -22,23 +23,31 @@ from .spec import NETWORK_DIALECTS, Dialect, PoolSpec, WorkerSpec
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["open_pool"]
+__all__ = ["Maker", "open_pool"]
+
+Maker: TypeAlias = Callable[[WorkerSpec], Backend]
+"""Makes a worker's backend, or raises ConfigError or ModelError. The pool closes it."""
 
 
 @asynccontextmanager
-async def open_pool(spec: PoolSpec, *, environ: Mapping[str, str] = os.environ) -> AsyncIterator[Pool]:
-    """The pool, for as long as the context lasts.
+async def open_pool(
+    spec: PoolSpec, *, environ: Mapping[str, str] = os.environ, makers: Mapping[Dialect, Maker] | None = None
+) -> AsyncIterator[Pool]:
+    """The pool, for as long as the context lasts. `makers` make the workers of the dialects that they are given for.
 
     Raises:
         ConfigError: a worker cannot be made: its key is missing, or its dialect has no workers declared in a file.
+        ModelError: of a local worker, whose model cannot be had.
     """
+    makers = makers or {}
     async with AsyncExitStack() as stack:
         session: aiohttp.ClientSession | None = None
         if any(worker.dialect in NETWORK_DIALECTS for worker in spec.worker):
             session = await stack.enter_async_context(_session(spec))
         members = []
         for worker in spec.worker:
-            backend = _MAKERS[worker.dialect](worker, session, environ)
+            maker = makers.get(worker.dialect)
+            backend = maker(worker) if maker else _MAKERS[worker.dialect](worker, session, environ)
             stack.push_async_callback(backend.close)
             members.append(Member(spec=worker, backend=backend, price=resolve_price(worker)))
         yield Pool(members, max_attempts=spec.max_attempts)
@@ -78,6 +87,15 @@ def _make_home(spec: WorkerSpec, session: aiohttp.ClientSession | None, environ:
     return make_home(spec)
 
 
+def _make_local(spec: WorkerSpec, session: aiohttp.ClientSession | None, environ: Mapping[str, str]) -> Backend:
+    del session, environ
+    raise ConfigError(
+        f"worker {spec.id!r}: dialect 'local': whoever opened this pool makes no models in this process: take the "
+        "worker out of the pool file, serve its model with vLLM or llama.cpp and declare dialect 'openai', or, in a "
+        "program of your own, give open_pool a maker for 'local' (torafugu.local.generator.make_generator)"
+    )
+
+
 def _make_recorded(spec: WorkerSpec, session: aiohttp.ClientSession | None, environ: Mapping[str, str]) -> Backend:
     del session, environ
     raise ConfigError(
@@ -95,6 +113,7 @@ _MAKERS: Mapping[Dialect, Callable[[WorkerSpec, aiohttp.ClientSession | None, Ma
     "openai": _make_openai,
     "anthropic": _make_anthropic,
     "home": _make_home,
+    "local": _make_local,
     "recorded": _make_recorded,
     "scripted": _make_scripted,
 }

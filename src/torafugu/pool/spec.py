@@ -37,7 +37,7 @@ __all__ = [
     "read_pool",
 ]
 
-Dialect: TypeAlias = Literal["openai", "anthropic", "home", "recorded", "scripted"]
+Dialect: TypeAlias = Literal["openai", "anthropic", "home", "local", "recorded", "scripted"]
 NETWORK_DIALECTS = frozenset({"openai", "anthropic"})
 DEFAULT_BASE_URL = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com/v1"}
 OURS = frozenset({"messages", "model", "stream"})
