@@ -22,6 +22,7 @@ from torafugu.orchestrate.prompts import parse_verdict
 from torafugu.pool.backend import Completion, Delta, Query
 from torafugu.pool.home import home_pool_path, make_home
 from torafugu.pool.skills.reading import Unreadable, format_exact, read_number_words, read_polynomial
+from torafugu.pool.skills.references import fill_in
 from torafugu.pool.spec import WorkerSpec, read_pool
 from torafugu.types import Message, Reply, Sampling, TextPart
 
@@ -444,3 +445,77 @@ def test_as_verifier_a_worker_solves_it_again() -> None:
         return parse_verdict(asyncio.run(worker.complete(query, None)).text)
 
     assert [verify(answer) for answer in ("42", "42.0", "41", "", None)] == ["accept", "accept", *["reject"] * 3]
+
+
+# --- subtasks of a workflow
+
+
+def ask_subtask(worker: str, subtask: str, results: dict[int, str], *, role: str = "worker") -> str:
+    quoted = (Message(role="user", content="a conversation, quoted"),)
+    query = Query(messages=quoted, question=subtask, results=results, role=role)
+    return asyncio.run(WORKERS[worker].complete(query, None)).text
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "the result of step 1",
+        "The Result of Step 1",
+        "[the result of step 1]",
+        "[result of step 1]",
+        "result of step 1",
+        "step 1's result",
+        "[Step 1’s result]",
+        "the result of  step\n1",
+    ],
+)
+def test_references_are_filled_in(reference: str) -> None:
+    """Each way to name an earlier result stands for that reply's answer, wherever and however often it is named."""
+    results = {0: "<answer>7</answer>", 1: "Some words.\n<answer> 12 </answer>\nMore words."}
+    text = ask_subtask("exact-math", f"Calculate {reference} * 10 + {reference} - the result of step 0.", results)
+    assert extract_answer(text) == "125"
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("<answer>5</answer> is wrong, so\n<ANSWER>6</ANSWER>", "6"),
+        ("It goes between <answer> tags: <answer>7</answer>", "7"),
+        ("I counted them.\n\n8\n\n", "8"),
+        ("It never ends: <answer>\n9", "9"),
+    ],
+)
+def test_what_counts_as_a_result(reply: str, answer: str) -> None:
+    """A result is what stands between the last pair of tags, else the last line that is not blank."""
+    assert extract_answer(ask_subtask("exact-math", "Calculate 100 + the result of step 0.", {0: reply})) == str(
+        100 + int(answer)
+    )
+
+
+@pytest.mark.parametrize("results", [{}, {1: "<answer>5</answer>"}, {0: ""}, {0: " \n"}, {0: "<answer> </answer>"}])
+def test_a_result_that_is_not_visible(results: dict[int, str]) -> None:
+    """Without the reply that a subtask refers to, no worker guesses: each says that it was not told, without a tag."""
+    for worker in WORKERS:
+        text = ask_subtask(worker, "Multiply the result of step 0 by 12.", results)
+        assert text == "I was not told the result that this refers to."
+
+
+def test_results_are_not_searched_for_references() -> None:
+    """A reply that names another step does not reach that step's result through the one who is shown it."""
+    results = {0: "<answer>the result of step 1</answer>", 1: "<answer>secret</answer>"}
+    assert "secret" not in ask_subtask("text-ops", 'Spell "the result of step 0" backwards.', results)
+    assert ask_subtask("exact-math", "Calculate the result of step 0 + 1.", results) == "I do not know how to do this."
+
+
+def test_results_cannot_make_a_question_endless() -> None:
+    """What grows beyond the limit once filled in is declined, before it is filled in."""
+    subtask, reply = "the result of step 0 " * 500, "9" * 1_000_000
+    assert ask_subtask("exact-math", subtask, {0: reply}) == "This is too long for me."
+    assert fill_in(subtask, {0: reply}, limit_chars=20_000) is None
+
+
+def test_only_subtasks_refer_to_steps() -> None:
+    """A client's own words and a Verifier's question are left as they are, whatever they say of steps."""
+    question = "Calculate 2 + 3. Do not use the result of step 4."
+    assert extract_answer(ask_text("exact-math", question)) == "5"
+    assert extract_answer(ask_subtask("exact-math", question, {}, role="verifier")) == "5"

@@ -18,7 +18,7 @@ from ..pool import open_pool
 from ..pool.recorded import create_recorded_pool, read_recorded
 from ..pool.spec import NETWORK_DIALECTS, PoolSpec
 from .console import Stages, err, out, percent, print_table, usd
-from .installation import Installation
+from .installation import Installation, local_makers
 
 if TYPE_CHECKING:
     from ..train.coordinator import CoordinatorConfig
@@ -44,7 +44,8 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     profile.add_argument(
         "--tasks",
         default="home",
-        help='`home` (generated), or a file of your own: a line {"prompt": ..., "gold": ...} for each',
+        help="`home` or `home-multi` (generated, of one step or of several), or a file of your own: a line "
+        '{"prompt": ..., "gold": ...} for each',
     )
     profile.add_argument("--n", type=at_least_one, default=600, help="how many home tasks (default 600)")
     profile.add_argument("--repeats", type=at_least_one, default=1, help="answers per worker and task (default 1)")
@@ -116,7 +117,15 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _profile_command(args: argparse.Namespace) -> int:
     spec = Installation(pool=args.pool).read_pool()
     tasks = load_tasks(args.tasks, n=args.n, seed=args.seed)
-    return run_profile(spec, tasks, args.out, repeats=args.repeats, max_usd=args.max_usd, is_confirmed=args.yes)
+    return run_profile(
+        spec,
+        tasks,
+        args.out,
+        repeats=args.repeats,
+        max_usd=args.max_usd,
+        is_confirmed=args.yes,
+        pool_file=args.pool,
+    )
 
 
 def load_tasks(source: str, *, n: int, seed: int) -> list[Task]:
@@ -125,13 +134,24 @@ def load_tasks(source: str, *, n: int, seed: int) -> list[Task]:
         from ..envs.home import home_tasks
 
         return home_tasks(n=n, seed=seed)
+    if source == "home-multi":
+        from ..envs.composed import composed_tasks
+
+        return composed_tasks(n=n, seed=seed)
     from ..envs.jsonl import read_tasks
 
     return read_tasks(Path(source))
 
 
 def run_profile(
-    spec: PoolSpec, tasks: list[Task], folder: Path, *, repeats: int, max_usd: Decimal | None, is_confirmed: bool
+    spec: PoolSpec,
+    tasks: list[Task],
+    folder: Path,
+    *,
+    repeats: int,
+    max_usd: Decimal | None,
+    is_confirmed: bool,
+    pool_file: Path | None = None,
 ) -> int:
     from ..train.profile import (
         ASSUMED_OUTPUT_TOKENS,
@@ -174,7 +194,7 @@ def run_profile(
                 stages.describe(f"profile {usd(tally.cost_usd)}")
                 stages.advance(1)
 
-            async with open_pool(spec) as pool:
+            async with open_pool(spec, makers=local_makers(pool_file)) as pool:
                 return await profile(jobs, pool, TaskGrader(), folder, max_usd=max_usd, progress=show)
 
     tally = asyncio.run(go())

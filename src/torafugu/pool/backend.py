@@ -6,7 +6,7 @@ and nothing else of its own; whatever else escapes from an HTTP library is turne
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol, TypeAlias
 
 from ..types import FinishReason, Message, Sampling, ToolCall, Usage, Value
@@ -27,6 +27,8 @@ class Query(Value, frozen=True, kw_only=True):
     """As in `Step`, for workers that replay answers; never sent."""
     verifies: str | None = None
     """The answer to be verified, in comparable form, for workers that replay answers; never sent."""
+    results: Mapping[int, str] = {}
+    """Replies of the steps that this one sees, by position in the workflow, for workers in this process; never sent."""
 
 
 class Delta(Value, frozen=True, kw_only=True):

@@ -4,6 +4,9 @@ Each reads the text of the last user message and nothing else; `skills/` holds w
 `text-ops` and `facts` are right wherever they understand the question. `generalist` and `hasty` are simulated: they
 know the same skills, but are wrong on purpose on a fixed part of the questions, so that a pool has something to be
 learned about (see `_answer_generally` and `_answer_hastily`). Nobody raises on any text.
+
+A subtask of a workflow is asked as `Query.question`. Where it says "the result of step K" (`skills/references.py`), the
+answer of reply K in `Query.results` is filled in before anything else; without that reply a worker can only say so.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import hashlib
 import importlib.util
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TypeAlias
@@ -21,7 +24,9 @@ from ..errors import ConfigError
 from ..types import FinishReason, Sampling, Usage
 from .backend import Backend, Completion, Delta, OnDelta, Query
 from .skills import AREAS, Skill, Worked
+from .skills.composed import Part, read_parts
 from .skills.mixed import add_in_words
+from .skills.references import fill_in, read_result, read_results
 from .spec import WorkerSpec
 
 __all__ = ["Home", "home_pool_path", "make_home"]
@@ -32,6 +37,8 @@ CHARS_PER_TOKEN = 4
 _WORDS_PER_DELTA = 4
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _UNKNOWN = "I do not know how to do this."
+_TOO_LONG = "This is too long for me."
+_UNTOLD = "I was not told the result that this refers to."
 
 Answerer: TypeAlias = Callable[[str], str]
 
@@ -65,10 +72,7 @@ class Home:
 
     async def complete(self, query: Query, on_delta: OnDelta | None) -> Completion:
         started = time.perf_counter()
-        question = query.question
-        if question is None:
-            question = next((m.text for m in reversed(query.messages) if m.role == "user"), "")
-        text = self._answer(question) if len(question) <= MAX_QUESTION_CHARS else "This is too long for me."
+        text = self._answer_query(query)
         if query.role == "verifier":
             text = _verify(text, query.verifies)
         text, finish_reason = _cut(text, query.sampling)
@@ -91,6 +95,19 @@ class Home:
 
     async def close(self) -> None:
         """Nothing is held."""
+
+    def _answer_query(self, query: Query) -> str:
+        question = query.question
+        if question is None:  # the client's own words, which refer to no steps
+            question = next((m.text for m in reversed(query.messages) if m.role == "user"), "")
+        elif query.role == "worker" and len(question) <= MAX_QUESTION_CHARS:
+            results = read_results(question, query.results)
+            if results is None:
+                return _UNTOLD
+            question = fill_in(question, results, limit_chars=MAX_QUESTION_CHARS)
+        if question is None or len(question) > MAX_QUESTION_CHARS:
+            return _TOO_LONG
+        return self._answer(question)
 
 
 def _verify(own: str, answer: str | None) -> str:
@@ -162,14 +179,37 @@ _ABOUT_ME = (
 def _answer_generally(question: str) -> str:
     """A simulated generalist: it has every skill, but errs on a fixed share of the questions of each area.
 
-    Whether it errs is decided by a hash of the question, so that the same question always gets the same answer.
+    Whether it errs is decided by a hash of the question, so that the same question always gets the same answer. It is
+    the only one who sees that a question has several parts; then it may err in each of them, and goes on with that.
     """
+    parts = read_parts(question)
+    if parts is not None and len(parts) > 1:
+        return _answer_in_parts(question, parts)
+    if recalled := _recall(question, luck=question):
+        return recalled
+    return _ABOUT_ME if len(question) <= 200 and _GREETING.match(question) else _UNKNOWN
+
+
+def _recall(question: str, *, luck: str) -> str | None:
+    """What the generalist thinks; `luck` decides whether that is right."""
     for area, skills in AREAS.items():
         if found := _find_skill(question, skills):
-            if _draw(question, "generalist") < _RELIABILITY[area]:
+            if _draw(luck, "generalist") < _RELIABILITY[area]:
                 return _write(found[1])
             return f"If I remember this well, it is as follows.\n<answer>{_misremember(found[1].answer)}</answer>"
-    return _ABOUT_ME if len(question) <= 200 and _GREETING.match(question) else _UNKNOWN
+    return None
+
+
+def _answer_in_parts(question: str, parts: Sequence[Part]) -> str:
+    answers: dict[int, str] = {}
+    recalled: str | None = None
+    for position, part in enumerate(parts):
+        subtask = fill_in(part.subtask, answers, limit_chars=MAX_QUESTION_CHARS)
+        recalled = _recall(subtask, luck=f"{question}\n{position}") if subtask else None
+        if recalled is None:  # it has misremembered something that now makes no sense
+            return _UNKNOWN
+        answers[position] = read_result(recalled)
+    return recalled or _UNKNOWN
 
 
 _HASTY_LIMITS = {
