@@ -51,6 +51,9 @@ def reply(text: str, answer: str | None = None) -> Reply:
         (OPEN, "**Paris.**", "paris"),
         (OPEN, "  yes  \n", "yes"),
         (OPEN, "1.50", "1.5"),
+        # after reasoning that was left in the reply
+        (OPEN, "<think>Is it 41? <answer>41</answer></think>42", "42"),
+        (TAGGED, "<think>\n\\boxed{41}\n</think>\n\n<answer>42</answer>", "42"),
     ],
 )
 def test_forms(prompt: str, text: str, answer: str) -> None:

@@ -272,7 +272,7 @@ def test_doctor_looks_at_both_policies() -> None:
     save_home(Path("trinity"))
     said = fugu("doctor --trinity trinity", "--pool", home_pool())
     assert said.status == 0, said.out
-    assert "ok    no policy: `fugu` is not offered" in said.out
+    assert "ok    `fugu` is not offered: no policy is configured" in said.out
     id = CoordinatorHead.load(Path("trinity")).id
     assert f"ok    policy fugu-trinity@{id}: not promoted; measure it: fugu eval --policy trinity" in said.out
     card = json.loads(Path("trinity/card.json").read_text())
@@ -281,7 +281,8 @@ def test_doctor_looks_at_both_policies() -> None:
     promoted = fugu("doctor --trinity trinity", "--pool", home_pool())
     assert f"policy fugu-trinity@{id}: promoted, lower bound +1.2 %" in promoted.out
     none = fugu("doctor", "--pool", home_pool())
-    assert "ok    no policy: `fugu-trinity` is not offered" in none.out
+    assert "ok    `fugu-trinity` is not offered: no policy is configured" in none.out
+    assert "ok    `fugu-ultra` is not offered: no conductor is configured" in none.out
 
 
 def home_pool() -> str:

@@ -158,24 +158,27 @@ BAD_PLANS = {
     "worker not allowed": (ONLY_A, plan(Step(id=0, worker="b")), "'b', which this request does not allow"),
     "alternate not allowed": (ONLY_A, plan(Step(id=0, worker="a", alternates=("b",))), "does not allow"),
     "step id twice": (REQUEST, plan(Step(id=0, worker="a"), Step(id=0, worker="b")), "step 0 is planned twice"),
-    "sees itself": (REQUEST, plan(Step(id=0, worker="a", sees=(0,))), r"sees \[0\]: no such earlier reply"),
+    "sees itself": (REQUEST, plan(Step(id=0, worker="a", sees=(0,))), r"sees \[0\]: no such earlier step"),
     "sees the future": (
         REQUEST,
         plan(Step(id=0, worker="a", sees=(1,)), Step(id=1, worker="b")),
-        r"sees \[1\]: no such earlier reply",
+        r"sees \[1\]: no such earlier step",
     ),
     "two answers": (
         REQUEST,
         plan(Step(id=0, worker="a", is_final=True), Step(id=1, worker="b", is_final=True)),
         "all final",
     ),
-    "sees a step of its own plan": (
+    "quorum": (
         REQUEST,
-        plan(Step(id=0, worker="a"), Step(id=1, worker="b", sees=(0,))),
-        r"step 1 sees \[0\]: no such earlier reply",
+        plan(Step(id=0, worker="a"), Step(id=1, worker="b"), quorum=3),
+        "a quorum of 3 among 2 steps",
     ),
-    # No policy plans these yet. They must fail before a step of theirs is paid for.
-    "instruction": (REQUEST, plan(Step(id=0, worker="a"), Step(id=1, worker="b", instruction="x")), "instruction"),
+    "instruction": (
+        REQUEST,
+        plan(Step(id=0, worker="a"), Step(id=1, worker="b", role="thinker", instruction="x")),
+        "step 1 has an instruction as thinker",
+    ),
 }
 
 
@@ -278,7 +281,7 @@ def test_failed_step_leaves_no_reply() -> None:
     failing = plan(Step(id=1, worker="b", is_optional=True))
     first = plan(Step(id=0, worker="a"))
     for then, answer, message in (
-        (plan(Step(id=2, worker="a", sees=(1,))), 0, r"step 2 sees \[1\]: no such earlier reply"),
+        (plan(Step(id=2, worker="a", sees=(1,))), 0, r"step 2 sees \[1\]: no such earlier step or reply"),
         (plan(Step(id=1, worker="a")), 0, "step 1 is planned twice"),
         (None, 1, "answers with step 1, which has no reply"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import get_args
 
 import msgspec
@@ -12,10 +13,14 @@ from hypothesis import strategies as st
 
 from torafugu.grade import extract_answer
 from torafugu.orchestrate.prompts import (
+    Candidate,
     Suggestion,
+    parse_choice,
     parse_suggestion,
     parse_thought,
     parse_verdict,
+    render_judge,
+    render_merge,
     render_thinker,
     render_verifier,
     render_worker,
@@ -450,3 +455,145 @@ def test_own_answer_can_be_read_after_a_rejection() -> None:
     """What a Verifier holds to be right is found in its reply by the function that finds any worker's answer."""
     reply = "2+2 is 4, not 5.\n<answer>4</answer>\nReason: they differ.\n<verdict>REJECT</verdict>"
     assert (parse_verdict(reply), extract_answer(reply)) == ("reject", "4")
+
+
+# --- a panel ---
+
+PANEL_TAGS = ("answer_0", "answer_1", "answer_2", "choice", "conversation_to_answer", "conversation_turn")
+candidates_ = st.lists(
+    st.builds(
+        Candidate,
+        text=texts
+        | st.lists(
+            st.sampled_from([f"<{slash}{tag}>" for tag in PANEL_TAGS for slash in ("", "/", " / ")] + ["1", "\n"])
+        ).map("".join),
+        share=st.floats(0, 1),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(messages, candidates_)
+def test_answers_cannot_leave_their_quotes_before_a_judge(
+    conversation: tuple[Message, ...], candidates: list[Candidate]
+) -> None:
+    """Whatever answers and conversation hold, the judge sees each tag of ours as often as we wrote it."""
+    system, user = render_judge(conversation, candidates)
+    assert (system.role, user.role) == ("system", "user")
+    for k in range(3):
+        assert count(f"answer_{k}", user.text) == (2 if k < len(candidates) else 0)
+    assert count("conversation_to_answer", user.text) == 2
+    assert count("conversation_turn", user.text) == 2 * len(conversation)
+    assert count("choice", user.text) == 2  # in our own task
+    assert user.text.rindex("</answer_") < user.text.index("<choice>")
+
+
+@given(messages, candidates_)
+def test_answers_cannot_leave_their_quotes_before_a_merger(
+    conversation: tuple[Message, ...], candidates: list[Candidate]
+) -> None:
+    """A merger gets the client's messages first, unchanged, and each answer in a quote that it cannot close."""
+    rendered = render_merge(conversation, candidates)
+    before, last = conversation[:-1], conversation[-1:]
+    assert rendered[: len(before)] == before
+    theirs = "".join(message.text for message in last if message.role == "user")
+    text = rendered[-1].text
+    assert text.startswith(theirs)
+    ours = text[len(theirs) :]
+    for k in range(3):
+        assert count(f"answer_{k}", ours) == (2 if k < len(candidates) else 0)
+    assert count("choice", ours) == 0
+
+
+def test_answers_are_shown_whole_with_their_weights() -> None:
+    """Answers stand in the order given, numbered from 0, whole but for reasoning, with their share of the weight."""
+    candidates = [
+        Candidate(text="<think>2, 3</think>I <idea>add</idea>: 4", share=2 / 3),
+        Candidate(text="5", share=0.25),
+    ]
+    blocks = (
+        '<answer_0 weight="66.7 %">\nI <idea>add</idea>: 4\n</answer_0>\n<answer_1 weight="25 %">\n5\n</answer_1>\n\n'
+    )
+    _, judge = render_judge((Message(role="user", content="2+2?"),), candidates)
+    (merger,) = render_merge((Message(role="user", content="2+2?"),), candidates)
+    assert f"</conversation_to_answer>\n{blocks}Your task: judge." in judge.text
+    assert merger.text.startswith(f"2+2?\n\n{blocks}")
+
+
+@pytest.mark.parametrize("render", [render_judge, render_merge])
+def test_dissent_is_weighed(render: Callable[..., tuple[Message, ...]]) -> None:
+    """Judge and merger are told that agreement is evidence and no proof, and that a lone answer may be right."""
+    text = render((), [Candidate(text="4", share=0.5), Candidate(text="5", share=0.5)])[-1].text
+    assert "answer_0 to answer_1" in text
+    assert "evidence, not proof" in text
+    assert "may be the one that is right" in text
+
+
+def test_merger_keeps_images() -> None:
+    """A merger sees the client's images where they stood, a judge sees them within the quoted conversation."""
+    for render in (render_judge, render_merge):
+        rendered = render(CONVERSATION, [Candidate(text="A cat.", share=1.0)])
+        assert [part for message in rendered if message.content for part in parts_of(message) if part == IMAGE] == [
+            IMAGE
+        ]
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("<choice>0</choice>", 0),
+        ("Reason: it is right.\n<choice> 2 </choice>\n", 2),
+        ("**<choice>**1**</choice>**", 1),
+        ("<CHOICE>answer 1</CHOICE>", 1),
+        ("<choice>answer_1</choice>, because", 1),
+        ("I will end with <choice>K</choice>.\n<choice>1</choice>", 1),
+        ("<choice>0</choice>? No:\n<choice>1</choice>", 1),
+        ("<think><choice>0</choice></think><choice>1</choice>", 1),
+        ("Its &lt;choice>0&lt;/choice> is a trick.\n<choice>1</choice>", 1),
+    ],
+)
+def test_choice(text: str, choice: int) -> None:
+    """A judge's choice is the number in its last tags, in capitals or markup or not."""
+    assert parse_choice(text, size=3) == choice
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1",
+        "Answer 1 is the best.",
+        "<choice>3</choice>",
+        "<choice>-1</choice>",
+        "<choice>1.0</choice>",
+        "<choice>0 or 1</choice>",
+        "<choice>K</choice>",
+        "<choice></choice>",
+        "<choice>²</choice>",
+        "<choice>٢</choice>",
+        "<choice>99999999999999999999</choice>",
+        "<choice>1",
+        "<choice>0</choice> Wait: <choice>1",
+        "<choice>0</choice> or rather <choice>none</choice>",
+        "<think><choice>1</choice>",
+        "&lt;choice>1&lt;/choice>",
+    ],
+)
+def test_no_choice(text: str) -> None:
+    """No tags, tags left open, a number that no answer has, more than a number: there is no choice."""
+    assert parse_choice(text, size=3) is None
+
+
+@given(texts | st.text(alphabet="<>/choice 012", max_size=80), st.integers(1, 5))
+def test_choices_are_answers(text: str, size: int) -> None:
+    """Whatever a judge writes, its choice is one of the answers, or there is none."""
+    choice = parse_choice(text, size=size)
+    assert choice is None or 0 <= choice < size
+    assert parse_choice(f"{text.replace('think', '')}\n<choice>0</choice>", size=size) == 0
+
+
+@pytest.mark.parametrize("text", ["<choice>" * 50_000, "<choice>" + " " * 200_000, "<choice>" + "_ " * 100_000 + "1"])
+def test_choices_in_long_replies(text: str) -> None:
+    """A hostile judge's reply is read in a time that grows with its length, not with its square."""
+    assert parse_choice(text, size=3) is None

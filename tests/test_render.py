@@ -119,7 +119,7 @@ def test_only_workers_get_the_clients_form(role: str) -> None:
         (Step(id=2, worker="b", role="verifier", sees=(1,)), "step 2: a Verifier has to see the reply"),
         (
             Step(id=2, worker="b", role="judge", sees=(0,)),
-            "step 2: no role 'judge': expected worker, thinker or verifier",
+            "step 2: no role 'judge' without messages: expected worker, thinker or verifier",
         ),
     ],
 )

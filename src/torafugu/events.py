@@ -41,6 +41,8 @@ class Accepted(Value, frozen=True, kw_only=True, tag_field="kind", tag="accepted
     """Which API key asked; never the key."""
     session: str | None = None
     body_sha256: str | None = None
+    resumes: str | None = None
+    """The run that had to wait for the tool results of this request."""
 
 
 class Planned(Value, frozen=True, kw_only=True, tag_field="kind", tag="planned"):
@@ -95,7 +97,8 @@ class Stopped(Value, frozen=True, kw_only=True, tag_field="kind", tag="stopped")
     """The run is over. The last event of every run."""
 
     by: str
-    """answer | budget:calls | budget:usd | budget:seconds | error | client_closed | interrupted"""
+    """answer | budget:(calls | tokens | usd | seconds | depth) | routed | suspended | error | client_closed |
+    interrupted"""
     latency_ms: float | None
     calls: int
     """Attempts that left for a worker."""

@@ -107,7 +107,7 @@ class Sampling(Value, frozen=True, kw_only=True):
     frequency_penalty: float | None = None
     reasoning_effort: str | None = None
     response_format: Json | None = None
-    """As in chat completions."""
+    """As in chat completions; or `{"type": "gbnf", "grammar": TEXT}`, for endpoints that take one."""
     tools: tuple[Json, ...] = ()
     """As in chat completions."""
     tool_choice: Json | None = None
@@ -197,18 +197,27 @@ class Reply(Value, frozen=True, kw_only=True):
 
 
 class Step(Value, frozen=True, kw_only=True):
-    """One planned call."""
+    """One planned call. It starts the moment the steps that it sees have replied."""
 
     id: int
     worker: str
     role: str = "worker"
-    """worker | thinker | verifier"""
+    """worker | thinker | verifier | conductor | judge"""
     instruction: str | None = None
-    """What the worker is told; None hands it the request's own messages."""
+    """The subtask of a worker in a workflow. None: it answers the request itself."""
     sees: tuple[int, ...] = ()
-    """Ids of the steps whose replies it is shown; how, its role decides (`prompts.py`)."""
+    """Ids of the steps whose replies it is shown, earlier ones or those of its own plan; how, its role decides
+    (`render.py`). No other reply reaches it."""
+    messages: tuple[Message, ...] | None = None
+    """Sent as they stand, instead of what role, instruction and sight would make."""
+    sampling: Sampling | None = None
+    """Instead of what the client asked for."""
     alternates: tuple[str, ...] = ()
     """Workers to fail over to, best first."""
+    timeout_s: float | None = None
+    """Of the whole step, failover included; from its start."""
+    may_suspend: bool = False
+    """It is given the client's tools. When it calls them it waits for their results, and the run with it."""
     is_final: bool = False
     """Its reply is the run's answer, so its tokens may be streamed."""
     is_optional: bool = False
@@ -225,6 +234,13 @@ class Plan(Value, frozen=True, kw_only=True):
     """Workers that were not allowed to be chosen."""
     stand_in: int | None = None
     """The earlier step whose reply is the answer if the run has to end before a Worker replies to this plan."""
+    quorum: int | None = None
+    """So many of its steps have to reply; then it is over, and what is still running is dropped. None: all of them."""
+    parallel: int | None = None
+    """How many of its steps may be called at one time. None: all that can start."""
+    on_error: Literal["fail", "replan"] = "fail"
+    """When a step that is not optional gets no reply: the run fails with it, or the others end and the policy decides
+    anew, knowing of it (`Run.failed`)."""
     notes: Mapping[str, Json] = {}
     """What the policy wants on record: tokens read, milliseconds spent."""
 
@@ -233,5 +249,7 @@ class Answer(Value, frozen=True, kw_only=True):
     """The policy's decision that the run is over: the reply of `step` is the answer."""
 
     step: int
+    stopped_by: str = "answer"
+    """`budget:...` when a limit ended what the policy would have gone on with."""
     notes: Mapping[str, Json] = {}
     """What the policy wants on record: how it came to stop."""

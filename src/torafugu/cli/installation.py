@@ -5,30 +5,45 @@
     record = "runs.sqlite"
     [server]
     port = 8377
+    [conductor]
+    worker = "sonnet"
+    [budget]
+    usd = 0.5
 
 Paths are relative to the file. This is the composition root of every command that calls workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..config import read_table, read_toml
 from ..errors import ConfigError
+from ..orchestrate.budget import Budget
+from ..orchestrate.conductor import Conductor, ConductorConfig
 from ..orchestrate.encoder import Encoder
+from ..orchestrate.panel import Panel, PanelConfig
 from ..orchestrate.policy import Direct, Policy
-from ..pool import Pool, open_pool, read_pool
+from ..pool import Backend, Pool, open_pool, read_pool
 from ..pool.home import home_pool_path
-from ..pool.spec import PoolSpec
+from ..pool.open import Maker
+from ..pool.spec import Dialect, PoolSpec, WorkerSpec
 from ..server.config import ServerConfig
 from ..store import RunStore, open_store
 
-__all__ = ["Installation", "Opened", "open_installation", "read_installation"]
+__all__ = ["LACKS", "Installation", "Opened", "local_makers", "open_installation", "read_installation"]
 
 DEFAULT_FILE = Path("fugu.toml")
+LACKS = {
+    "fugu": "no policy is configured (fugu train selector, then --policy DIR)",
+    "fugu-trinity": "no policy is configured (fugu train trinity, then --trinity DIR)",
+    "fugu-ultra": "no conductor is configured ([conductor] in fugu.toml, or --conductor WORKER)",
+    "fugu-panel": "no panel is configured ([panel] in fugu.toml)",
+}
+"""Why a model of ours is not offered, and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +56,12 @@ class Installation:
     """Folder of the head behind `fugu`; None: `fugu` is not offered, only the workers are."""
     trinity: Path | None = None
     """Folder of the head behind `fugu-trinity`; None: it is not offered."""
+    conductor: ConductorConfig | None = None
+    """Who writes the workflows of `fugu-ultra`, and for whom; None: it is not offered."""
+    panel: PanelConfig | None = None
+    """Whom `fugu-panel` asks, and who judges; None: it is not offered."""
+    budget: Budget = field(default_factory=Budget)
+    """What one run may spend."""
     record: Path = Path("runs.sqlite")
     """Where runs are recorded."""
     server: ServerConfig = field(default_factory=ServerConfig)
@@ -66,8 +87,7 @@ class Opened:
             return self.policies[model]
         if model in self.pool.ids:
             return Direct(model)
-        is_ours = model in ("fugu", "fugu-trinity")
-        why = f" (`{model}` is not offered: no policy is configured)" if is_ours else ""
+        why = f" (`{model}` is not offered: {LACKS[model]})" if model in LACKS else ""
         names = ", ".join([*self.policies, *sorted(self.pool.ids)])
         raise ConfigError(f"no model {model!r}: expected one of {names}{why}")
 
@@ -78,6 +98,7 @@ def read_installation(
     pool: Path | None = None,
     policy: Path | None = None,
     trinity: Path | None = None,
+    conductor: str | None = None,
     record: Path | None = None,
 ) -> Installation:
     """`file`, else ./fugu.toml, else nothing but defaults; then what the command line says.
@@ -107,8 +128,27 @@ def read_installation(
         pool=pool or installation.pool,
         policy=policy or installation.policy,
         trinity=trinity or installation.trinity,
+        conductor=_with_worker(installation.conductor, conductor),
         record=record or installation.record,
     )
+
+
+def local_makers(pool: Path | None) -> Mapping[Dialect, Maker]:
+    """Of workers that are models in this process, which the pool itself knows nothing of; their relative paths start at
+    the pool file. Imports nothing heavy before a pool names one."""
+
+    def make(spec: WorkerSpec) -> Backend:
+        from ..local.generator import make_generator
+
+        return make_generator(spec, folder=Path() if pool is None else pool.parent)
+
+    return {"local": make}
+
+
+def _with_worker(config: ConductorConfig | None, worker: str | None) -> ConductorConfig | None:
+    if worker is None:
+        return config
+    return ConductorConfig(worker=worker) if config is None else replace(config, worker=worker)
 
 
 @asynccontextmanager
@@ -119,13 +159,21 @@ async def open_installation(installation: Installation) -> AsyncIterator[Opened]
         ConfigError, ModelError, StoreError: what is configured cannot be had.
     """
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(open_pool(installation.read_pool()))
+        pool = await stack.enter_async_context(
+            open_pool(installation.read_pool(), makers=local_makers(installation.pool))
+        )
         policies: dict[str, Policy] = {}
         warnings = []
-        if installation.policy is None and installation.trinity is None:
-            warnings.append("`fugu` is not offered: no policy is configured (fugu train selector, then --policy DIR)")
-        else:
+        if installation.policy is not None or installation.trinity is not None:
             warnings += _load_policies(installation, pool, policies, stack)
+        models = {id: spec.model for id, spec in pool.specs.items()}
+        if installation.conductor is not None:
+            tool_users = frozenset(id for id, spec in pool.specs.items() if spec.tools)
+            policies["fugu-ultra"] = Conductor(installation.conductor, models, tool_users=tool_users)
+        if installation.panel is not None:
+            policies["fugu-panel"] = Panel(installation.panel, models)
+        if not policies:
+            warnings.append(f"`fugu` is not offered: {LACKS['fugu']}")
         store = await stack.enter_async_context(open_store(installation.record))
         yield Opened(installation=installation, pool=pool, policies=policies, store=store, warnings=tuple(warnings))
 

@@ -26,11 +26,21 @@ def add_installation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pool", type=Path, help="pool file, instead of the installation's")
     parser.add_argument("--policy", type=Path, help="folder of the head behind `fugu`, instead of the installation's")
     parser.add_argument("--trinity", type=Path, help="folder of the head behind `fugu-trinity`, likewise")
+    parser.add_argument(
+        "--conductor", metavar="WORKER", help="worker that writes the workflows of `fugu-ultra`, likewise"
+    )
     parser.add_argument("--record", type=Path, help="where runs are recorded (default runs.sqlite)")
 
 
 def installation_from(args: argparse.Namespace) -> Installation:
-    return read_installation(args.config, pool=args.pool, policy=args.policy, trinity=args.trinity, record=args.record)
+    return read_installation(
+        args.config,
+        pool=args.pool,
+        policy=args.policy,
+        trinity=args.trinity,
+        conductor=args.conductor,
+        record=args.record,
+    )
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,7 +55,11 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     serve.set_defaults(run=_serve_command)
     ask = commands.add_parser("ask", help="one question, answered and recorded, without a server")
     add_installation_arguments(ask)
-    ask.add_argument("--model", default="fugu", help="`fugu`, `fugu-trinity` or a worker's id (default fugu)")
+    ask.add_argument(
+        "--model",
+        default="fugu",
+        help="`fugu`, `fugu-trinity`, `fugu-ultra`, `fugu-panel` or a worker's id (default fugu)",
+    )
     ask.add_argument("--max-tokens", type=at_least_one, help="longest answer")
     ask.add_argument("question", nargs="?", help="the question (default: read from stdin)")
     ask.set_defaults(run=_ask_command)
@@ -65,7 +79,13 @@ def _serve_command(args: argparse.Namespace) -> int:
 
     async def go() -> None:
         async with open_installation(installation) as opened:
-            app = create_app(policies=opened.policies, pool=opened.pool, store=opened.store, config=config)
+            app = create_app(
+                policies=opened.policies,
+                pool=opened.pool,
+                store=opened.store,
+                config=config,
+                budget=installation.budget,
+            )
             names = ", ".join([*(policy.id for policy in opened.policies.values()), *sorted(opened.pool.ids)])
 
             def on_ready(url: str, stop: Callable[[], None]) -> None:
@@ -112,7 +132,13 @@ def _ask_command(args: argparse.Namespace) -> int:
             run_id = create_run_id()
             try:
                 run = await orchestrate(
-                    request, policy, opened.pool, recorder=opened.store.recorder(run_id), on_delta=show, run_id=run_id
+                    request,
+                    policy,
+                    opened.pool,
+                    budget=installation.budget,
+                    recorder=opened.store.recorder(run_id),
+                    on_delta=show,
+                    run_id=run_id,
                 )
             except FuguError as error:
                 err.print(f"fugu: {error.message}\nrun {run_id}")

@@ -14,7 +14,7 @@ from ..pool.discover import discover, render_pool_toml
 from ..pool.home import home_pool_path
 from ..pool.prices import resolve_price
 from .console import err, out
-from .installation import Installation, open_installation
+from .installation import LACKS, Installation, open_installation
 from .serve import add_installation_arguments, installation_from
 
 __all__ = ["add_parsers"]
@@ -25,6 +25,14 @@ pool = "pool.toml"
 # policy = "policy"      # the head behind `fugu`: fugu profile, then fugu train selector --out policy
 # trinity = "trinity"    # the head behind `fugu-trinity`: fugu train trinity --out trinity
 record = "runs.sqlite"   # every run: who was called, with what, for how much
+
+# [conductor]            # behind `fugu-ultra`: a worker that plans who does what
+# worker = "ID"
+# [panel]                # behind `fugu-panel`: several answer, one merges
+# workers = ["ID", "ID"]
+# judge = "ID"
+# [budget]               # of one run; seconds = 600 and calls = 32 unless said otherwise
+# usd = 0.5
 
 [server]
 host = "127.0.0.1"
@@ -121,17 +129,21 @@ def _diagnose(installation: Installation) -> Iterator[tuple[bool, str]]:
         yield True, f"worker {worker.id!r}: price {'unknown: its costs will be too' if price is None else price.source}"
     for name, folder in (("fugu", installation.policy), ("fugu-trinity", installation.trinity)):
         if folder is None:
-            yield True, f"no policy: `{name}` is not offered"
+            yield True, f"`{name}` is not offered: {LACKS[name]}"
         else:
             yield from _diagnose_policy(folder)
+    for name, config in (("fugu-ultra", installation.conductor), ("fugu-panel", installation.panel)):
+        if config is None:
+            yield True, f"`{name}` is not offered: {LACKS[name]}"
     for key in installation.server.keys:
         if key.env and not os.environ.get(key.env, "").strip():
             yield False, f"key {key.name!r}: {key.env} is not set"
     try:
-        asyncio.run(_open(installation))
+        offered = asyncio.run(_open(installation))
     except FuguError as error:
         yield False, error.message
         return
+    yield True, f"offered: {', '.join(offered) or 'the workers only'}"
     yield True, f"everything opens; record {installation.record}"
 
 
@@ -152,6 +164,7 @@ def _diagnose_policy(folder: Path) -> Iterator[tuple[bool, str]]:
         yield True, f"policy {name}: promoted{' BY FORCE' if gate['forced'] else ''}, lower bound {low}"
 
 
-async def _open(installation: Installation) -> None:
-    async with open_installation(installation):
-        return
+async def _open(installation: Installation) -> list[str]:
+    """The ids of the policies."""
+    async with open_installation(installation) as opened:
+        return [policy.id for policy in opened.policies.values()]

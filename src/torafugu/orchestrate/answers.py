@@ -10,6 +10,7 @@ import re
 
 from ..grade.exact import comparable_answer, extract_answer
 from ..types import Message, Reply, Request
+from .prompts import drop_reasoning
 
 __all__ = ["asks_for_answer", "last_user_text", "read_answer", "read_verified"]
 
@@ -37,7 +38,7 @@ def read_answer(request: Request, reply: Reply) -> str | None:
     """
     if reply.answer is not None:
         return reply.answer
-    prompt, text = last_user_text(request.messages), reply.text
+    prompt, text = last_user_text(request.messages), drop_reasoning(reply.text)
     if _TAG.search(text):
         return comparable_answer("<answer>", text)
     if boxed := _BOXED.findall(text):

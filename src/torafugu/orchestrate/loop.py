@@ -10,45 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ..errors import FuguError, PlanError, RequestError, WorkerError
-from ..events import Accepted, Answered, Event, Planned, Stopped
-from ..pool.backend import OnDelta, Query
-from ..types import Answer, Plan, Reply, Request, Step
-from .budget import Budget
+import msgspec
+
+from ..errors import FuguError, PlanError
+from ..events import Accepted, Answered, Planned, Stopped
+from ..pool.backend import Delta, OnDelta
+from ..pool.purse import BudgetEnded
+from ..types import Answer, Plan, Request
+from .budget import Budget, RunBudget
+from .execute import Caller, execute
+from .pending import Pending, name_calls
 from .policy import Policy
-from .render import step_to_query
 from .run import NO_RECORD, Recorder, Run, create_run_id
 
 __all__ = ["Caller", "Origin", "orchestrate"]
-
-
-class Caller(Protocol):
-    """What the loop needs of a pool."""
-
-    @property
-    def ids(self) -> frozenset[str]:
-        """The workers that can be called."""
-        ...
-
-    async def complete(
-        self,
-        query: Query,
-        *,
-        step: int,
-        workers: Sequence[str],
-        record: Callable[[Event], None],
-        on_delta: OnDelta | None,
-    ) -> Reply:
-        """Ask the first of `workers`, failing over to the rest; every attempt is recorded.
-
-        Raises:
-            WorkerError: no worker replied.
-            RequestError: the request itself cannot be answered by any (it does not fit a context window).
-        """
-        ...
 
 
 class Origin(Protocol):
@@ -65,21 +42,32 @@ async def orchestrate(
     pool: Caller,
     *,
     budget: Budget = Budget(),  # noqa: B008  # frozen
+    shared: RunBudget | None = None,
     recorder: Recorder = NO_RECORD,
     on_delta: OnDelta | None = None,
     run_id: str | None = None,
     origin: Origin | None = None,
+    only_plans: bool = False,
+    resume: Pending | None = None,
 ) -> Run:
     """One request, from question to answer. `on_delta` receives the answer's tokens as they come.
 
     Returns the run with its `answer`. A budget that ends keeps the best reply so far; `answer` is None only when there
-    is none, or when a part of another one may already have been streamed.
+    is none, or when a part of another one has already been streamed. `budget` is this run's own; `shared` is an account
+    that many runs pay from. With `only_plans` the run stops (`routed`) at the first plan that does more than plan.
+
+    A run whose step calls the client's tools stops as `suspended`; its answer holds the calls, and `Run.to_pending`
+    what is to go on: give that as `resume`, with the results, when `request` brings them.
 
     Raises:
         FuguError: whose `fault` says why there is no answer; the run's last event says the same.
         CancelledError: the caller gave up; calls in flight are cancelled, the run is recorded as `client_closed`.
     """
-    run = Run(request, run_id=run_id or create_run_id(), recorder=recorder)
+    account = RunBudget(budget, shared=shared)
+    about = request if resume is None else _renew(resume.request, request)
+    run = Run(about, run_id=run_id or create_run_id(), recorder=recorder, budget=account)
+    if resume is not None:
+        run.restore(resume)
     run.record(
         Accepted(
             request=request,
@@ -87,18 +75,23 @@ async def orchestrate(
             key_id=origin.key_id if origin else None,
             session=origin.session if origin else None,
             body_sha256=origin.body_sha256 if origin else None,
+            resumes=None if resume is None else resume.run_id,
         )
     )
     try:
         try:
             async with asyncio.timeout(budget.seconds) as deadline:
-                stopped_by = await _decide_and_execute(run, policy, pool, budget=budget, on_delta=on_delta)
+                stopped_by = await _decide_and_execute(
+                    run, policy, pool, on_delta=_mark_streamed(run, on_delta), only_plans=only_plans
+                )
         except TimeoutError:
             if not deadline.expired():  # not ours: nothing below may leak one
                 raise
             stopped_by = "budget:seconds"
-        if run.answer is None and (best := _best_so_far(run, is_streaming=on_delta is not None)) is not None:
-            _answer(run, Answer(step=best))
+        except BudgetEnded as ended:
+            stopped_by = f"budget:{ended.limit}"
+        if run.answer is None and (best := _best_so_far(run)) is not None:
+            _answer(run, Answer(step=best[0]), is_cut=best[1])
     except asyncio.CancelledError:
         _stop(run, "client_closed")
         raise
@@ -112,11 +105,28 @@ async def orchestrate(
     return run
 
 
+def _mark_streamed(run: Run, on_delta: OnDelta | None) -> OnDelta | None:
+    if on_delta is None:
+        return None
+
+    async def pass_on(delta: Delta) -> None:
+        run.has_streamed = True
+        await on_delta(delta)
+
+    return pass_on
+
+
 async def _decide_and_execute(
-    run: Run, policy: Policy, pool: Caller, *, budget: Budget, on_delta: OnDelta | None
+    run: Run, policy: Policy, pool: Caller, *, on_delta: OnDelta | None, only_plans: bool
 ) -> str:
     """Returns what stopped the run."""
     is_durable = False
+    if run.trajectories:  # the latest plan waited for the client's tools
+        await run.wait_durable()
+        is_durable = True
+        await execute(run.plans[-1].plan, run, pool, on_delta)
+        if run.suspended:
+            return _suspend(run)
     while True:
         started = time.perf_counter()
         decision = await policy.decide(run)
@@ -124,8 +134,8 @@ async def _decide_and_execute(
             if decision.step not in run.replies:
                 raise PlanError(f"policy {policy.id!r} answers with step {decision.step}, which has no reply")
             _answer(run, decision)
-            return "answer"
-        limit = budget.spent_by(run)
+            return decision.stopped_by
+        limit = run.budget.ended
         if limit is not None:
             return f"budget:{limit}"
         _check(decision, run, pool)
@@ -134,81 +144,88 @@ async def _decide_and_execute(
             await run.wait_durable()
             is_durable = True
         run.record(Planned(plan=decision, decision_ms=decision_ms))
-        await _execute(decision, run, pool, on_delta)
+        if only_plans and any(step.role != "conductor" for step in decision.steps):
+            return "routed"
+        await execute(decision, run, pool, on_delta)
+        if run.suspended:
+            return _suspend(run)
 
 
-def _answer(run: Run, answer: Answer) -> None:
-    run.answer = run.replies[answer.step]
-    run.record(Answered(step=answer.step, worker=run.answer.worker, notes=answer.notes))
+def _renew(first: Request, latest: Request) -> Request:
+    """What the workflow is about, with what the client allows and offers now."""
+    return msgspec.structs.replace(first, sampling=latest.sampling, allowed=latest.allowed, ignored=latest.ignored)
 
 
-def _best_so_far(run: Run, *, is_streaming: bool) -> int | None:
-    """The step whose reply stands in when the budget ended: the final one, else the latest Worker's, or
-    the earlier one that the policy had gone back to."""
-    steps = [step for planned in run.plans for step in planned.plan.steps]
-    final = [step.id for step in steps if step.is_final]
-    replied = [step for step in final if step in run.replies]
-    if replied:
-        return replied[-1]
-    if final and is_streaming:  # its first tokens may have left: another answer must not follow them
+def _suspend(run: Run) -> str:
+    """The answer is the tool calls of all steps that wait; of their texts only the final one's was for the client."""
+    calls = [call for step, reply in run.suspended.items() for call in name_calls(run.id, step, reply.tool_calls)]
+    final = [step.id for step in run.steps if step.is_final and step.id in run.suspended]
+    step = final[-1] if final else next(iter(run.suspended))
+    reply = run.suspended[step]
+    run.answer = msgspec.structs.replace(
+        reply, text=reply.text if final else "", tool_calls=tuple(calls), finish_reason="tool_calls"
+    )
+    run.record(Answered(step=step, worker=reply.worker, notes={"suspended": list(run.suspended)}))
+    return "suspended"
+
+
+def _answer(run: Run, answer: Answer, *, is_cut: bool = False) -> None:
+    """`is_cut`: it is what a workflow had come to when it had to end, which the client is told as `length`."""
+    reply = run.replies[answer.step]
+    run.answer = msgspec.structs.replace(reply, finish_reason="length") if is_cut else reply
+    run.record(Answered(step=answer.step, worker=reply.worker, notes=answer.notes))
+
+
+def _best_so_far(run: Run) -> tuple[int, bool] | None:
+    """(The step whose reply stands in when the budget ended, whether it is but a part of the work.)
+
+    The final one; else the last Worker's that answers the request, or the earlier one that the policy had gone back to;
+    else what a workflow had come to.
+    """
+    final = [step.id for step in run.steps if step.is_final and step.id in run.replies]
+    if final:
+        return final[-1], False
+    if run.has_streamed:
         return None
+    part: int | None = None
     for planned in reversed(run.plans):
-        workers = {
-            step.id for step in planned.plan.steps if step.role == "worker"
-        }  # advice and verdicts are no answers
-        latest = next((id for id in reversed(run.replies) if id in workers), planned.plan.stand_in)
-        if latest in run.replies:
-            return latest
-    return None
+        steps = planned.plan.steps
+        for step in reversed(steps):
+            if step.role != "worker" or step.id not in run.replies:  # advice, verdicts and plans are no answers
+                continue
+            if step.instruction is None or step is steps[-1]:
+                return step.id, False
+            part = step.id if part is None else part
+        if planned.plan.stand_in in run.replies:
+            return planned.plan.stand_in, False
+    return None if part is None else (part, True)
 
 
 def _check(plan: Plan, run: Run, pool: Caller) -> None:
     """A plan that cannot be executed is the policy's fault, found before anything is paid for."""
     if not plan.steps:
         raise PlanError("the plan has no steps")
+    if plan.quorum is not None and not 1 <= plan.quorum <= len(plan.steps):
+        raise PlanError(f"a quorum of {plan.quorum} among {len(plan.steps)} steps")
     if len(final := [step.id for step in plan.steps if step.is_final]) > 1:
         raise PlanError(f"steps {final} are all final: one reply is the answer")
-    known = {step.id for planned in run.plans for step in planned.plan.steps}
+    known = {step.id for step in run.steps}
+    visible = set(run.replies)
     allowed = run.request.allowed
     for step in plan.steps:
         if step.id in known:
             raise PlanError(f"step {step.id} is planned twice")
-        if unseen := set(step.sees) - set(run.replies):
-            raise PlanError(f"step {step.id} sees {sorted(unseen)}: no such earlier reply")
-        if step.instruction is not None:
-            raise PlanError(f"step {step.id} has an instruction: no policy here plans that yet")
+        if unseen := set(step.sees) - visible:
+            raise PlanError(f"step {step.id} sees {sorted(unseen)}: no such earlier step or reply")
+        if step.instruction is not None and step.role != "worker":
+            raise PlanError(f"step {step.id} has an instruction as {step.role}: only workers are given subtasks")
         for worker in (step.worker, *step.alternates):
             if worker not in pool.ids:
                 raise PlanError(f"step {step.id} names worker {worker!r}: the pool has {', '.join(sorted(pool.ids))}")
             if allowed is not None and worker not in allowed:
                 raise PlanError(f"step {step.id} names worker {worker!r}, which this request does not allow")
         known.add(step.id)
-
-
-async def _execute(plan: Plan, run: Run, pool: Caller, on_delta: OnDelta | None) -> None:
-    if len(plan.steps) == 1:  # spares the task group, on the path of every `fugu` request
-        await _call(plan.steps[0], run, pool, on_delta)
-        return
-    try:
-        async with asyncio.TaskGroup() as group:
-            for step in plan.steps:
-                group.create_task(_call(step, run, pool, on_delta), name=f"step {step.id}")
-    except BaseExceptionGroup as failures:  # the first fault ends the plan, and its siblings with it
-        raise failures.exceptions[0] from None
-
-
-async def _call(step: Step, run: Run, pool: Caller, on_delta: OnDelta | None) -> None:
-    try:
-        await pool.complete(
-            step_to_query(step, run),
-            step=step.id,
-            workers=(step.worker, *step.alternates),
-            record=run.record,
-            on_delta=on_delta if step.is_final else None,
-        )
-    except (WorkerError, RequestError):  # each attempt is on record; what does not fit was not all of the client's
-        if not step.is_optional:
-            raise
+        visible.add(step.id)
 
 
 def _stop(run: Run, by: str, error: FuguError | None = None) -> None:

@@ -1,12 +1,25 @@
-"""A step as the query that its worker is sent: the client's messages, or the role's prompt about them. Pure."""
+"""A step as the query that its worker is sent: the client's messages, or the role's prompt about them. Pure.
+
+What a step does not see is not in its query: the access list is enforced here, not merely told to the model.
+"""
 
 from __future__ import annotations
 
+import msgspec
+
 from ..errors import PlanError
 from ..pool.backend import Query
-from ..types import Reply, Sampling, Step
+from ..types import Reply, Request, Sampling, Step
 from .answers import last_user_text, read_answer
-from .prompts import parse_suggestion, parse_thought, render_thinker, render_verifier, render_worker
+from .prompts import (
+    Result,
+    parse_suggestion,
+    parse_thought,
+    render_subtask,
+    render_thinker,
+    render_verifier,
+    render_worker,
+)
 from .run import Run
 
 __all__ = ["step_to_query"]
@@ -14,35 +27,41 @@ __all__ = ["step_to_query"]
 
 def step_to_query(step: Step, run: Run) -> Query:
     """What a worker is shown: of the Workers that the step sees their thoughts, of a Thinker its suggestion; a Verifier
-    judges the reply of the last Worker that it sees.
+    judges the reply of the last Worker that it sees; with a subtask, the whole replies and what they were asked for.
 
-    A Worker gets the client's sampling; of a Thinker or Verifier the client's tools, formats and limits ask nothing.
+    Whoever writes the answer gets the client's sampling. Of all others the client's tools, formats and limits ask
+    nothing.
 
     Raises:
         PlanError: a Verifier sees no Worker's reply, or the role is unknown.
     """
+    if step.messages is not None:
+        return _query_of_messages(step, run)
+    if step.instruction is not None:
+        query = _query_of_subtask(step, step.instruction, run)
+        if (own := run.trajectories.get(step.id)) is None:
+            return query
+        return msgspec.structs.replace(query, messages=(*query.messages, *own.turns))
     request = run.request
-    roles = {planned.id: planned.role for event in run.plans for planned in event.plan.steps}
-    replies = [run.replies[id] for id in step.sees if roles[id] == "worker"]
-    advice = [found for id in step.sees if roles[id] == "thinker" and (found := parse_suggestion(run.replies[id].text))]
+    roles = {planned.id: planned.role for planned in run.steps}
+    seen = [id for id in step.sees if id in run.replies]
+    replies = [run.replies[id] for id in seen if roles[id] == "worker"]
+    advice = [found for id in seen if roles[id] == "thinker" and (found := parse_suggestion(run.replies[id].text))]
     suggestion = advice[-1].text if advice else None
     thoughts = [parse_thought(reply.text) for reply in replies]
     if step.role == "worker":
         messages = render_worker(request.messages, thoughts=thoughts, suggestion=suggestion)
         question = None if messages is request.messages else last_user_text(request.messages)
-        return Query(messages=messages, sampling=request.sampling, task=request.task, question=question)
-    sampling = Sampling(
-        temperature=request.sampling.temperature,
-        seed=request.sampling.seed,
-        reasoning_effort=request.sampling.reasoning_effort,
-    )
+        sampling = step.sampling or request.sampling
+        return Query(messages=messages, sampling=sampling, task=request.task, question=question)
+    sampling = step.sampling or _plain(request)
     question = last_user_text(request.messages)
     current: Reply | None = replies[-1] if replies else None
     if step.role == "thinker":
         messages = render_thinker(request.messages, thoughts=thoughts, current=current.text if current else None)
         return Query(messages=messages, sampling=sampling, task=request.task, question=question, role="thinker")
     if step.role != "verifier":
-        raise PlanError(f"step {step.id}: no role {step.role!r}: expected worker, thinker or verifier")
+        raise PlanError(f"step {step.id}: no role {step.role!r} without messages: expected worker, thinker or verifier")
     if current is None:
         raise PlanError(f"step {step.id}: a Verifier has to see the reply that it verifies")
     return Query(
@@ -52,4 +71,53 @@ def step_to_query(step: Step, run: Run) -> Query:
         question=question,
         role="verifier",
         verifies=read_answer(request, current),
+    )
+
+
+def _query_of_messages(step: Step, run: Run) -> Query:
+    assert step.messages is not None
+    request = run.request
+    sampling = step.sampling or (request.sampling if step.role == "worker" else _plain(request))
+    return Query(
+        messages=step.messages,
+        sampling=sampling,
+        task=request.task,
+        question=last_user_text(request.messages),
+        role=step.role,
+    )
+
+
+def _query_of_subtask(step: Step, subtask: str, run: Run) -> Query:
+    steps = {planned.id: planned for planned in run.steps}
+    results = [
+        Result(step=_position(id, run), subtask=steps[id].instruction, text=run.replies[id].text)
+        for id in step.sees
+        if id in run.replies
+    ]
+    request = run.request
+    sampling = step.sampling or (request.sampling if step.is_final else _plain(request))
+    if step.may_suspend and not step.is_final:
+        given = request.sampling
+        sampling = msgspec.structs.replace(sampling, tools=given.tools, parallel_tool_calls=given.parallel_tool_calls)
+    return Query(
+        messages=render_subtask(request.messages, subtask=subtask, results=results, is_final=step.is_final),
+        sampling=sampling,
+        task=request.task,
+        question=subtask,
+        results={result.step: result.text for result in results if result.step is not None},
+    )
+
+
+def _position(id: int, run: Run) -> int | None:
+    """Of a step among the subtasks of its plan, as the conductor counted them; None: of an earlier round."""
+    steps = run.plans[-1].plan.steps
+    return next((i for i, step in enumerate(steps) if step.id == id), None)
+
+
+def _plain(request: Request) -> Sampling:
+    """What of the client's sampling concerns everyone."""
+    return Sampling(
+        temperature=request.sampling.temperature,
+        seed=request.sampling.seed,
+        reasoning_effort=request.sampling.reasoning_effort,
     )
