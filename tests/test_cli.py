@@ -148,7 +148,7 @@ def test_version_and_help(fugu: Fugu) -> None:
     assert fugu("--version") == Said(0, f"fugu {__version__}\n", "")
     helped = fugu("--help")
     assert helped.status == 0
-    for word in ("demo", "init", "serve", "ask", "profile", "train", "eval", "runs", "doctor"):
+    for word in ("demo", "init", "serve", "ask", "route", "profile", "train", "eval", "runs", "doctor"):
         assert f"    {word} " in helped.out
     assert fugu("").status == 2
     assert "invalid choice: 'evaluate'" in fugu("evaluate").err

@@ -148,6 +148,13 @@ def test_openai_itself_is_told_of_developers() -> None:
     assert build_body(spec(base_url=None), query, False)["messages"][0]["role"] == "developer"
 
 
+def test_a_grammar_has_a_field_of_its_own() -> None:
+    """A grammar is sent as llama.cpp's server takes it, and not as a response format."""
+    body = build_body(spec(), ask(response_format={"type": "gbnf", "grammar": 'root ::= "x"'}), False)
+    assert body["grammar"] == 'root ::= "x"'
+    assert "response_format" not in body
+
+
 def test_extra_body_has_the_last_word_and_usage_is_asked_for() -> None:
     """A worker's own switches override ours; a stream asks for its usage."""
     body = build_body(spec(extra_body={"temperature": 0.1, "provider": {"sort": "price"}}), ask(temperature=1.0), True)

@@ -22,7 +22,7 @@ from torafugu.events import Accepted, Called, Event, Planned, Replied, Stopped
 from torafugu.orchestrate import Direct, create_run_id, orchestrate
 from torafugu.store import RunStore, StoreOptions, open_reader, open_store
 from torafugu.store.owner import Owner
-from torafugu.store.schema import connect
+from torafugu.store.schema import VERSION, connect
 from torafugu.types import Message, Plan, Reply, Request, Sampling, Step, Usage
 
 IMPATIENT = StoreOptions(busy_timeout_s=0.05, retry_s=0.02)
@@ -543,7 +543,7 @@ def make_torn(path: Path) -> None:
     [
         (lambda path: path.write_text("not a database, " * 100), "not a database; move the file away"),
         (make_foreign, "a SQLite database of another program"),
-        (make_newer, "has schema 7, this version knows up to 1: it was written by a newer Torafugu"),
+        (make_newer, "has schema 7, this version knows up to 2: it was written by a newer Torafugu"),
         (make_torn, "malformed; move the file away"),
         (lambda path: path.mkdir(), "could not be opened"),
         (lambda path: path.parent.joinpath("x").write_text("") and None, None),
@@ -577,7 +577,7 @@ def test_an_older_store_is_brought_up_to_date_once(tmp_path: Path) -> None:
     path.touch()
     for _ in range(2):
         connection = connect(path, busy_timeout_s=1)
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (VERSION,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,), "FULL"
         connection.close()

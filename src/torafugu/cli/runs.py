@@ -15,6 +15,7 @@ from ..events import Accepted, Answered, Called, Event, Failed, Planned, Replied
 from ..store import RunRow, StoredRun, open_reader
 from ..types import Usage
 from .console import out, print_table, usd
+from .graph import draw_graph, printable
 from .installation import read_installation
 
 __all__ = ["add_parser", "print_run"]
@@ -43,7 +44,7 @@ def _add_list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=argparse.SUPPRESS, help="how many (default 20)")
     parser.add_argument(
         "--status",
-        choices=["running", "answered", "failed", "client_closed", "interrupted", "budget"],
+        choices=["running", "answered", "failed", "client_closed", "interrupted", "budget", "routed"],
         default=argparse.SUPPRESS,
         help="only runs that ended so",
     )
@@ -99,10 +100,12 @@ def _show_command(args: argparse.Namespace) -> int:
 
 
 def print_run(stored: StoredRun) -> None:
-    """The run as a timeline."""
+    """The run: what of its steps ran when, if there were several; then its timeline."""
     row = stored.run
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.accepted_at))
     out.print(f"{row.id}  {when}  {row.model} by {row.policy}  {row.status}", style="bold")
+    for line in draw_graph(stored, out.width):
+        out.print(line)
     started = stored.events[0][0] if stored.events else row.accepted_at
     for at, event in stored.events:
         head, *details = _lines(event)
@@ -159,5 +162,5 @@ def _tokens(usage: Usage) -> str:
 
 
 def _short(text: str) -> str:
-    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())  # no worker steers the terminal
+    flat = printable(text)
     return flat if len(flat) <= _LONGEST_TEXT else f"{flat[:_LONGEST_TEXT]} … ({len(text)} characters)"

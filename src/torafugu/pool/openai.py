@@ -51,7 +51,7 @@ def build_body(spec: WorkerSpec, query: Query, stream: bool) -> dict[str, Json]:
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "reasoning_effort": sampling.reasoning_effort,
-        "response_format": sampling.response_format,
+        **_output_form(sampling.response_format),
         "tools": list(sampling.tools) or None,
         "tool_choice": sampling.tool_choice if sampling.tools else None,
         "parallel_tool_calls": sampling.parallel_tool_calls if sampling.tools else None,
@@ -64,6 +64,13 @@ def build_body(spec: WorkerSpec, query: Query, stream: bool) -> dict[str, Json]:
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return body | dict(spec.extra_body)
+
+
+def _output_form(response_format: Json | None) -> dict[str, Json]:
+    """As it came; a grammar of ours stands in a field of its own, as llama.cpp's server takes it."""
+    if isinstance(response_format, dict) and response_format.get("type") == "gbnf":
+        return {"grammar": response_format["grammar"]}
+    return {"response_format": response_format}
 
 
 def _message(message: Message, *, is_openai: bool) -> dict[str, Json]:

@@ -6,6 +6,7 @@ what is guarded. Errors of every endpoint become responses here, in OpenAI's sha
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol, TypeAlias
@@ -20,13 +21,16 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import ConfigError, FuguError
 from ..orchestrate import Budget, Caller, Policy
+from ..pool.prices import Price, resolve_price
 from ..pool.spec import WorkerSpec
 from .auth import ANYONE, Client, Keyring
-from .completions import Completions, log_fault
+from .completions import Completions
 from .config import ServerConfig
 from .connection import Admission, ClientLeft, send_error, send_json
 from .errors import HttpError, create_error, error_to_http
+from .intake import Asked, Intake, Runner, log_fault
 from .models import Models
+from .route import Router
 from .runs import Runs, RunStore
 
 __all__ = ["OPEN_PATHS", "Workers", "create_app"]
@@ -34,12 +38,13 @@ __all__ = ["OPEN_PATHS", "Workers", "create_app"]
 logger = logging.getLogger(__name__)
 
 Endpoint: TypeAlias = Callable[[Scope, Receive, Send, Client], Awaitable[None]]
+Answering: TypeAlias = Callable[[Asked, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Routes that answer without a key. They tell nothing but whether this server lives."""
 
 _JSON = [(b"content-type", b"application/json")]
-_THERE_IS = "this server has /v1/chat/completions, /v1/models and /v1/runs"
+_THERE_IS = "this server has /v1/chat/completions, /v1/route, /v1/models and /v1/runs"
 
 
 class Workers(Caller, Protocol):
@@ -89,11 +94,16 @@ def create_app(
         else:
             await send_error(send, create_error(503, "not_ready", f"not ready: {reason}", retry_after_s=5.0), [])
 
-    completions = Completions(
-        models=models, pool=pool, recorder=store.recorder, admission=admission, budget=budget, config=config
-    )
+    runner = Runner(pool=pool, recorder=store.recorder, admission=admission, budget=budget)
+    completions = Completions(runner, config=config)
+    router = Router(runner, specs=pool.specs, price_of=_cache_prices(pool.specs), store=store)
+
+    def take_in(answer: Answering) -> Endpoint:
+        return Intake(answer, models=models, admission=admission, config=config)
+
     endpoints: list[tuple[str, str, Endpoint]] = [
-        ("POST", "/v1/chat/completions", completions),
+        ("POST", "/v1/chat/completions", take_in(completions.answer)),
+        ("POST", "/v1/route", take_in(router.answer)),
         ("GET", "/v1/models", list_models),
         ("GET", "/v1/models/{id:path}", describe_model),
         ("GET", "/v1/runs", runs.list_runs),
@@ -151,6 +161,11 @@ async def _answer_unrouted(request: HttpRequest, error: Exception) -> Response:
 
 def _to_response(problem: HttpError, headers: dict[str, str]) -> Response:
     return Response(problem.body, problem.status, headers, media_type="application/json")
+
+
+def _cache_prices(specs: Mapping[str, WorkerSpec]) -> Callable[[str], Price | None]:
+    """Prices as the pool resolves them, each when it is first asked for."""
+    return functools.cache(lambda worker: resolve_price(specs[worker]))
 
 
 def _check_keys(config: ServerConfig, pool: Workers) -> None:

@@ -29,6 +29,7 @@ from ..types import (
     ToolCall,
     Usage,
 )
+from .steps import describe_steps, is_one_step
 
 __all__ = ["DONE", "Chat", "Chunks", "describe_run", "parse_chat", "run_to_body"]
 
@@ -377,15 +378,19 @@ def run_to_body(run: Run, reply: Reply, *, created: int, policy: str) -> bytes:
 
 
 def describe_run(run: Run, policy: str) -> dict[str, Json]:
-    """Our extension of the answer: who was called, for how much, and where to look it up. The run is over."""
+    """Our extension of the answer: who was called, for how much, and where to look it up. The run is over.
+
+    Its steps are told where there was more to it than one call that gave the answer.
+    """
     assert run.stopped is not None
-    return {
+    told: dict[str, Json] = {
         "run_id": run.id,
         "policy": policy,
         "workers": run.workers,
         "cost_usd": run.stopped.cost_usd,
         "stopped_by": run.stopped.by,
     }
+    return told if is_one_step(run.plans) else {**told, "steps": describe_steps(run)}
 
 
 def _completion_id(run_id: str) -> str:

@@ -60,6 +60,8 @@ class ServerConfig:
     """Completions at one time; one more is refused with 503, there is no queue."""
     heartbeat_s: float = 10.0
     """Silence after which a stream shows that it is alive; until then its status can still become an error."""
+    narrate: bool = True
+    """A stream tells of a run of several steps, as reasoning, while it goes on."""
     drain_s: float = 600.0
     """How long runs may go on after the server was asked to stop."""
 

@@ -7,18 +7,28 @@ silently; so every run, streamed or not, is raced against `receive`. Losing the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeAlias, TypeVar
 
 from starlette.types import Receive, Send
 
 from ..errors import RequestError
 from .errors import HttpError, OverloadedError
 
-__all__ = ["Admission", "ClientLeft", "find_header", "read_body", "run_while_connected", "send_error", "send_json"]
+__all__ = [
+    "Admission",
+    "ClientLeft",
+    "Start",
+    "find_header",
+    "read_body",
+    "run_while_connected",
+    "send_error",
+    "send_json",
+]
 
 T = TypeVar("T")
 Beat = Callable[[], Awaitable[float]]
+Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 
 _BODY_TIMEOUT_S = 60.0
 _STOPPED = "the server stops"
@@ -78,9 +88,15 @@ class Admission:
 
 
 async def run_while_connected(
-    work: Awaitable[T], receive: Receive, admission: Admission, *, beat: Beat | None = None
+    work: Awaitable[T],
+    receive: Receive,
+    admission: Admission,
+    *,
+    beat: Beat | None = None,
+    lend: Callable[[Start], None] | None = None,
 ) -> T:
-    """The result of `work`, which is cancelled when the client leaves. `beat` is called when it asked to be.
+    """The result of `work`, which is cancelled when the client leaves. `beat` is called when it asked to be; `lend` is
+    given what starts tasks that run beside the work and are cancelled at its end.
 
     Raises:
         ClientLeft: the client left first.
@@ -90,8 +106,12 @@ async def run_while_connected(
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(_watch(receive, beat), name="watch client")
             admission.add(watch)
+            beside = [watch]
+            if lend is not None:
+                lend(lambda coroutine: beside.append(group.create_task(coroutine, name="beside a run")))
             result = await work
-            watch.cancel()
+            for task in beside:
+                task.cancel()
         return result
     except BaseExceptionGroup as failures:
         ends = [e for e in failures.exceptions if isinstance(e, ClientLeft | OverloadedError)]

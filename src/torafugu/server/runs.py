@@ -6,6 +6,7 @@ A key sees the runs it asked for; another's run does not exist for it. Without c
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Protocol, get_args
 from urllib.parse import parse_qsl
 
@@ -14,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import RequestError
 from ..orchestrate import Recorder
-from ..store.rows import RunRow, Status, StoredRun
+from ..store.rows import RunRow, Status, StoredRun, WorkerHistory
 from .auth import Client
 from .connection import send_json
 
@@ -44,6 +45,10 @@ class RunStore(Protocol):
 
     async def get_run(self, id: str) -> StoredRun | None:
         """The run with its events, or None."""
+        ...
+
+    async def histories(self, workers: Iterable[str]) -> Mapping[str, WorkerHistory]:
+        """What the latest replies of each of these workers were like."""
         ...
 
 

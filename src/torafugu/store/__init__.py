@@ -1,7 +1,7 @@
 """What happened? Every run, its events and its money, in one SQLite file that survives the death of its writer."""
 
 from .reader import RunReader, open_reader
-from .rows import RunRow, Status, StoredRun, StoreTotals
+from .rows import RunRow, Status, StoredRun, StoreTotals, WorkerHistory
 from .sqlite import RunStore, open_store
 from .writer import RunRecorder, StoreOptions
 
@@ -14,6 +14,7 @@ __all__ = [
     "StoreOptions",
     "StoreTotals",
     "StoredRun",
+    "WorkerHistory",
     "open_reader",
     "open_store",
 ]

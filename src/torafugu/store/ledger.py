@@ -67,6 +67,7 @@ _STATUS = {
     "client_closed": "client_closed",
     "interrupted": "interrupted",
     "budget": "budget",
+    "routed": "routed",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..errors import RequestError, StoreError
 from ..events import Accepted, Event, event_from_json
 from ..types import sum_cost
 from . import contents
-from .rows import RunRow, Status, StoredRun, StoreTotals
+from .rows import RunRow, Status, StoredRun, StoreTotals, WorkerHistory
 from .schema import connect_read_only, store_error
 
 __all__ = ["RunReader", "open_reader"]
@@ -29,6 +29,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 NAMED_WHEN_AMBIGUOUS = 5
+HISTORY_REPLIES = 200
+"""Chosen, not measured: enough for a steady mean, few enough to follow a worker that changes."""
 
 _SELECT_PAGE = """
 SELECT id, accepted_at, model, policy, key_id, session, body_sha256, status, stopped_by, workers, calls, input_tokens,
@@ -47,6 +49,12 @@ _SELECT_IDS = "SELECT id FROM runs WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
 _SELECT_EVENTS = "SELECT seq, event, contents FROM events WHERE run_id = ? ORDER BY seq"
 _COUNT_RUNS = "SELECT status, count(*) FROM runs GROUP BY status ORDER BY status"
 _SELECT_COSTS = "SELECT cost_usd FROM attempts"
+_SELECT_HISTORY = """
+SELECT count(*), avg(output_tokens), avg(latency_ms) / 1000
+FROM (
+    SELECT output_tokens, latency_ms FROM attempts WHERE worker = ? AND outcome = 'replied' ORDER BY rowid DESC LIMIT ?
+)
+"""
 
 _references_decoder = msgspec.json.Decoder(contents.References)
 _workers_decoder = msgspec.json.Decoder(tuple[str, ...])
@@ -88,6 +96,14 @@ class RunReader:
             RequestError: several ids begin so.
         """
         return await self._read(_get_run, id)
+
+    async def histories(self, workers: Iterable[str]) -> dict[str, WorkerHistory]:
+        """What the latest replies of each of these workers were like, whoever asked.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return await self._read(_histories, tuple(workers))
 
     async def stats(self) -> StoreTotals:
         """What the whole store holds. Reads every attempt.
@@ -195,6 +211,14 @@ def _with_contents(connection: sqlite3.Connection, event: Accepted, references: 
     ids = _references_decoder.decode(references)
     messages = [contents.take(connection, id) for id in ids.messages]
     return contents.join(event, messages, None if ids.tools is None else contents.take(connection, ids.tools))
+
+
+def _histories(connection: sqlite3.Connection, workers: tuple[str, ...]) -> dict[str, WorkerHistory]:
+    found = {}
+    for worker in workers:
+        replies, output_tokens, seconds = connection.execute(_SELECT_HISTORY, (worker, HISTORY_REPLIES)).fetchone()
+        found[worker] = WorkerHistory(replies=replies, output_tokens=output_tokens, seconds=seconds)
+    return found
 
 
 def _stats(connection: sqlite3.Connection) -> StoreTotals:

@@ -12,9 +12,9 @@ from typing import Literal, TypeAlias
 from ..events import Event
 from ..types import Value
 
-__all__ = ["RunRow", "Status", "StoreTotals", "StoredRun"]
+__all__ = ["RunRow", "Status", "StoreTotals", "StoredRun", "WorkerHistory"]
 
-Status: TypeAlias = Literal["running", "answered", "failed", "client_closed", "interrupted", "budget"]
+Status: TypeAlias = Literal["running", "answered", "failed", "client_closed", "interrupted", "budget", "routed"]
 
 
 class RunRow(Value, frozen=True, kw_only=True):
@@ -62,3 +62,14 @@ class StoreTotals(Value, frozen=True, kw_only=True):
     """Sum of the known costs of all attempts."""
     attempts_without_cost: int
     """Attempts whose cost is unknown: `cost_usd` is at least this incomplete."""
+
+
+class WorkerHistory(Value, frozen=True, kw_only=True):
+    """What the latest replies of a worker were like. The means are None when none of them tells."""
+
+    replies: int
+    """How many were looked at; 0: it never replied."""
+    output_tokens: float | None
+    """Mean, of one reply."""
+    seconds: float | None
+    """Mean, of one reply."""

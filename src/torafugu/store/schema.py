@@ -86,10 +86,47 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "PRAGMA application_id = 1179993941",
         "PRAGMA user_version = 1",
     ),
+    (  # runs that only show what would be called; SQLite changes a constraint only by making the table anew
+        """
+        CREATE TABLE runs_2 (
+            id TEXT PRIMARY KEY,
+            accepted_at REAL NOT NULL,
+            model TEXT NOT NULL,
+            policy TEXT NOT NULL,
+            key_id TEXT,
+            session TEXT,
+            body_sha256 TEXT,
+            owner TEXT NOT NULL,
+            status TEXT NOT NULL CHECK (
+                status IN ('running', 'answered', 'failed', 'client_closed', 'interrupted', 'budget', 'routed')
+            ),
+            stopped_by TEXT,
+            workers TEXT NOT NULL DEFAULT '[]',
+            calls INTEGER,
+            input_tokens INTEGER,
+            output_tokens INTEGER,
+            cost_usd TEXT,
+            latency_ms REAL,
+            error_code TEXT
+        )
+        """,
+        """
+        INSERT INTO runs_2 SELECT id, accepted_at, model, policy, key_id, session, body_sha256, owner, status,
+            stopped_by, workers, calls, input_tokens, output_tokens, cost_usd, latency_ms, error_code
+        FROM runs ORDER BY rowid
+        """,
+        "DROP TABLE runs",
+        "ALTER TABLE runs_2 RENAME TO runs",
+        "CREATE INDEX runs_running ON runs (owner) WHERE status = 'running'",
+        "CREATE INDEX attempts_replied ON attempts (worker) WHERE outcome = 'replied'",
+        "PRAGMA user_version = 2",
+    ),
 )
 """One tuple of statements per version; the last of each sets `user_version`."""
 
 VERSION = len(_MIGRATIONS)
+_OLDEST_READABLE = 1
+"""What reads needs no table of later versions, so that looking at a record asks nobody to change it."""
 
 # After a burst (a long reader holds checkpoints back) the log file shrinks to this again: 64 MiB.
 _LIMIT_LOG_FILE = "PRAGMA journal_size_limit = 67108864"
@@ -164,9 +201,10 @@ def connect_read_only(path: Path, *, busy_timeout_s: float) -> sqlite3.Connectio
         raise store_error(path, "opened", error) from error
     try:
         version = _check_identity(connection, path)
-        if version < VERSION:
+        if version < _OLDEST_READABLE:
             raise StoreError(
-                f"store {str(path)!r} has schema {version}, this version reads {VERSION}: open it to write once"
+                f"store {str(path)!r} has schema {version}, this version reads {_OLDEST_READABLE} to {VERSION}: "
+                "open it to write once"
             )
     except sqlite3.Error as error:
         connection.close()

@@ -14,13 +14,14 @@ import asyncio
 import logging
 import sqlite3
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import StoreError
 from .ledger import Ledger
 from .owner import Owner, forget_dead_owners, is_alive
 from .reader import RunReader
-from .rows import RunRow, Status, StoredRun, StoreTotals
+from .rows import RunRow, Status, StoredRun, StoreTotals, WorkerHistory
 from .schema import connect, store_error
 from .spool import find_spools, read_spool
 from .writer import RunRecorder, StoreOptions, Writer
@@ -113,6 +114,10 @@ class RunStore:
     async def get_run(self, id: str) -> StoredRun | None:
         """As `RunReader.get_run`."""
         return await self._reader.get_run(id)
+
+    async def histories(self, workers: Iterable[str]) -> dict[str, WorkerHistory]:
+        """As `RunReader.histories`."""
+        return await self._reader.histories(workers)
 
     async def stats(self) -> StoreTotals:
         """As `RunReader.stats`."""

@@ -1,0 +1,239 @@
+"""What every request that becomes a run has in common: let in, read, followed into the record, answered or failed.
+
+Every run has its id before it begins, is recorded from its first event on, and is named in the response headers, also
+when it fails. Whoever asked for it is the only one who can end it early, by leaving; and this server, by stopping.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import re
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from ..errors import FuguError
+from ..events import Called, Event, Stopped
+from ..orchestrate import Budget, Caller, Policy, Recorder, Run, create_run_id, orchestrate
+from .auth import Client
+from .chat import Chat, parse_chat
+from .config import ServerConfig
+from .connection import Admission, ClientLeft, find_header, read_body, run_while_connected, send_error
+from .errors import HttpError, error_to_http
+from .models import Models
+from .stream import Stream
+
+__all__ = ["Asked", "Follower", "Headers", "Intake", "Runner", "log_fault"]
+
+logger = logging.getLogger(__name__)
+
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+_SESSION_HEADERS = (b"x-session-id", b"session-id", b"x-claude-code-session-id")
+_MAX_SESSION = 200
+_UNSAFE_IN_HEADER = re.compile(r"[^\x21-\x7e]")
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class _Origin:
+    key_id: str | None
+    session: str | None
+    body_sha256: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request that was let in and understood."""
+
+    chat: Chat
+    policy: Policy
+    origin: _Origin
+
+
+class Intake:
+    """An endpoint that takes chat completions' requests: what comes before `answer`."""
+
+    def __init__(
+        self,
+        answer: Callable[[Asked, Receive, Send], Awaitable[None]],
+        *,
+        models: Models,
+        admission: Admission,
+        config: ServerConfig,
+    ) -> None:
+        self._answer = answer
+        self._models = models
+        self._admission = admission
+        self._max_body_bytes = config.max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, client: Client) -> None:
+        self._admission.enter()
+        try:
+            headers = scope["headers"]
+            body = await read_body(headers, receive, max_bytes=self._max_body_bytes)
+            chat = parse_chat(body)
+            policy = self._models.find_policy(chat.request.model, client)
+            if client.allowed is not None:
+                request = msgspec.structs.replace(chat.request, allowed=client.allowed)
+                chat = dataclasses.replace(chat, request=request)
+            origin = _Origin(
+                key_id=client.key_id,
+                session=_find_session(headers, chat),
+                body_sha256=hashlib.sha256(body).hexdigest(),
+            )
+            await self._answer(Asked(chat=chat, policy=policy, origin=origin), receive, send)
+        finally:
+            self._admission.leave()
+
+
+class Runner:
+    """Runs what was asked for, as long as the client is there."""
+
+    def __init__(
+        self, *, pool: Caller, recorder: Callable[[str], Recorder], admission: Admission, budget: Budget
+    ) -> None:
+        self._pool = pool
+        self._recorder = recorder
+        self._admission = admission
+        self._budget = budget
+
+    def follow(self, asked: Asked) -> Follower:
+        """A new run's id, and where its events go.
+
+        Raises:
+            StoreError: no new run is accepted now.
+        """
+        run_id = create_run_id()
+        return Follower(self._recorder(run_id), self._admission, run_id=run_id, policy=asked.policy.id)
+
+    async def run(
+        self, asked: Asked, seen: Follower, receive: Receive, *, stream: Stream | None = None, only_plans: bool = False
+    ) -> Run:
+        """As `orchestrate`.
+
+        Raises:
+            ClientLeft: the client left before the end.
+            OverloadedError: the server had to stop before the end.
+        """
+        work = orchestrate(
+            asked.chat.request,
+            asked.policy,
+            self._pool,
+            budget=self._budget,
+            recorder=seen,
+            on_delta=stream.on_delta if stream else None,
+            run_id=seen.run_id,
+            origin=asked.origin,
+            only_plans=only_plans,
+        )
+        return await run_while_connected(
+            work,
+            receive,
+            self._admission,
+            beat=stream.beat if stream else None,
+            lend=stream.lend if stream else None,
+        )
+
+    async def respond(
+        self, answering: Awaitable[None], seen: Follower, send: Send, *, stream: Stream | None = None
+    ) -> None:
+        """Wait for the answer to be sent; whatever fails becomes an error that the client can read."""
+        try:
+            await answering
+        except ClientLeft:
+            logger.info("run %s: the client left", seen.run_id)
+            return
+        except FuguError as error:
+            failure = error_to_http(error, run_id=seen.run_id)
+            if failure.status >= 500:
+                logger.warning("run %s: %d %s, fault of %s", seen.run_id, failure.status, error.code, error.fault)
+        except Exception as error:  # noqa: BLE001  # the boundary: the client gets an answer, the log a trace
+            failure = error_to_http(FuguError(""), run_id=seen.run_id)
+            log_fault(error, run_id=seen.run_id)
+        else:
+            return
+        await _send_failure(failure, seen, stream, send)
+
+
+class Follower:
+    """Passes the events of a run on to its record, and knows what of them belongs into the response's headers."""
+
+    def __init__(self, recorder: Recorder, admission: Admission, *, run_id: str, policy: str) -> None:
+        self._recorder = recorder
+        self._admission = admission
+        self.run_id = run_id
+        self.listen: Callable[[Event], None] | None = None
+        """Told of every event, after its record; must neither block nor raise. None: nobody listens."""
+        self._policy = policy
+        self._workers: dict[str, None] = {}
+        self._stopped: Stopped | None = None
+
+    def write(self, event: Event) -> None:
+        if isinstance(event, Called):
+            self._workers[event.worker] = None
+        elif isinstance(event, Stopped):
+            # The loop sees only that it was cancelled; who cancelled it is known here.
+            if event.by == "client_closed" and self._admission.is_stopping:
+                event = msgspec.structs.replace(event, by="interrupted")
+            self._stopped = event
+        self._recorder.write(event)
+        if self.listen is not None:
+            self.listen(event)
+
+    async def wait_durable(self) -> None:
+        await self._recorder.wait_durable()
+
+    def headers(self) -> Headers:
+        """Run and policy; who was called, for how much, and which budget ended it, as far as that is known yet."""
+        headers = [
+            (b"x-fugu-run-id", self.run_id.encode()),
+            (b"x-request-id", self.run_id.encode()),  # where OpenAI's clients look for it
+            (b"x-fugu-policy", _to_header(self._policy)),
+        ]
+        if self._workers:
+            headers.append((b"x-fugu-workers", b",".join(map(_to_header, self._workers))))
+        if self._stopped is not None and self._stopped.cost_usd is not None:
+            headers.append((b"x-fugu-cost-usd", format(self._stopped.cost_usd, "f").encode()))
+        if self._stopped is not None and self._stopped.by.startswith("budget:"):
+            headers.append((b"x-fugu-stopped-by", _to_header(self._stopped.by)))
+        return headers
+
+    def stream_headers(self) -> Headers:
+        return [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),  # nginx would hold the events back
+            *self.headers(),
+        ]
+
+
+def log_fault(error: Exception, *, run_id: str | None = None) -> None:
+    """An error nobody meant to raise: its type and origin. Its message is left out, for it may quote a prompt."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("run %s: %s, a fault of this program\n%s", run_id, type(error).__name__, frames)
+
+
+async def _send_failure(failure: HttpError, seen: Follower, stream: Stream | None, send: Send) -> None:
+    if stream is not None and stream.is_open:
+        await stream.break_off(failure.body)  # ends in `ClientLeft` when nobody reads it, which `_Guarded` knows
+    else:
+        await send_error(send, failure, seen.headers())
+
+
+def _find_session(headers: Headers, chat: Chat) -> str | None:
+    """What groups requests into a conversation, by the ladder of what clients send; never echoed to anyone."""
+    session = next((v for name in _SESSION_HEADERS if (v := find_header(headers, name))), None)
+    text = session.decode("latin-1") if session is not None else chat.cache_key
+    if text is not None and len(text) > _MAX_SESSION:
+        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    return text or None
+
+
+def _to_header(value: str) -> bytes:
+    """Visible ASCII only; ids are nearly always that already, and a policy's may not break out of its header."""
+    return _UNSAFE_IN_HEADER.sub("_", value).encode()
