@@ -21,14 +21,17 @@ from torafugu.events import (
     Planned,
     Replied,
     Stopped,
+    Suspended,
     event_from_json,
     event_to_json,
 )
 from torafugu.types import (
     FinishReason,
     ImagePart,
+    Loss,
     Message,
     OtherPart,
+    Pending,
     Plan,
     Reply,
     Request,
@@ -37,6 +40,7 @@ from torafugu.types import (
     Step,
     TextPart,
     ToolCall,
+    Trajectory,
     Usage,
 )
 
@@ -100,6 +104,10 @@ steps = st.builds(
     instruction=st.none() | texts,
     sees=some(ids),
     alternates=some(texts),
+    may_suspend=st.booleans(),
+    messages=st.none() | some(messages),
+    sampling=st.none() | samplings,
+    timeout_s=st.none() | floats,
     is_final=st.booleans(),
 )
 plans = st.builds(
@@ -127,6 +135,21 @@ replies = st.builds(
     sent_sha256=st.none() | texts,
     received_bytes=tokens,
 )
+trajectories = st.builds(Trajectory, worker=texts, turns=some(messages))
+pendings = st.builds(
+    Pending,
+    run_id=texts,
+    policy=texts,
+    request=requests,
+    plans=some(plans),
+    replies=st.dictionaries(ids, replies, max_size=2),
+    failed=st.dictionaries(ids, st.builds(Loss, fault=texts, code=texts, message=texts), max_size=2),
+    trajectories=st.dictionaries(ids, trajectories, max_size=2),
+    waiting=some(ids),
+    calls=ids,
+    tokens=ids,
+    usd=st.decimals(min_value=0, max_value=10**6, places=12),
+)
 optional_text = st.none() | texts
 BY_KIND: dict[type, st.SearchStrategy[Any]] = {
     Accepted: st.builds(
@@ -152,6 +175,7 @@ BY_KIND: dict[type, st.SearchStrategy[Any]] = {
         usage=usages,
         cost_usd=dollars,
     ),
+    Suspended: st.builds(Suspended, pending=pendings),
     Answered: st.builds(Answered, step=ids, worker=texts),
     Stopped: st.builds(
         Stopped,

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from .types import Json, Plan, Reply, Request, Usage, Value
+from .types import Json, Pending, Plan, Reply, Request, Usage, Value
 
 __all__ = [
     "SCHEMA",
@@ -24,6 +24,7 @@ __all__ = [
     "Planned",
     "Replied",
     "Stopped",
+    "Suspended",
     "event_from_json",
     "event_to_json",
 ]
@@ -85,6 +86,12 @@ class Failed(Value, frozen=True, kw_only=True, tag_field="kind", tag="failed"):
     cost_usd: Decimal | None = None
 
 
+class Suspended(Value, frozen=True, kw_only=True, tag_field="kind", tag="suspended"):
+    """Steps have called the client's tools. With their results, another run goes on from here."""
+
+    pending: Pending
+
+
 class Answered(Value, frozen=True, kw_only=True, tag_field="kind", tag="answered"):
     """The reply of `step` is the run's answer."""
 
@@ -108,7 +115,7 @@ class Stopped(Value, frozen=True, kw_only=True, tag_field="kind", tag="stopped")
     error: Mapping[str, Json] | None = None
 
 
-Event: TypeAlias = Accepted | Planned | Called | Replied | Failed | Answered | Stopped
+Event: TypeAlias = Accepted | Planned | Called | Replied | Failed | Suspended | Answered | Stopped
 
 
 class _Stored(msgspec.Struct, frozen=True):

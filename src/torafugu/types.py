@@ -18,9 +18,11 @@ __all__ = [
     "FinishReason",
     "ImagePart",
     "Json",
+    "Loss",
     "Message",
     "OtherPart",
     "Part",
+    "Pending",
     "Plan",
     "Reply",
     "Request",
@@ -29,6 +31,7 @@ __all__ = [
     "Step",
     "TextPart",
     "ToolCall",
+    "Trajectory",
     "Usage",
     "Value",
     "sum_cost",
@@ -253,3 +256,40 @@ class Answer(Value, frozen=True, kw_only=True):
     """`budget:...` when a limit ended what the policy would have gone on with."""
     notes: Mapping[str, Json] = {}
     """What the policy wants on record: how it came to stop."""
+
+
+class Trajectory(Value, frozen=True, kw_only=True):
+    """What followed the prompt of one step: its tool calls, their results, and so on."""
+
+    worker: str
+    """Who it is with, and stays with."""
+    turns: tuple[Message, ...]
+
+
+class Loss(Value, frozen=True, kw_only=True):
+    """Why a step has no reply."""
+
+    fault: str
+    code: str
+    message: str
+    worker: str | None = None
+
+
+class Pending(Value, frozen=True, kw_only=True):
+    """All that is needed to go on."""
+
+    run_id: str
+    policy: str
+    """Id of the policy that planned."""
+    request: Request
+    """The first one: what the workflow is about."""
+    plans: tuple[Plan, ...]
+    replies: Mapping[int, Reply]
+    failed: Mapping[int, Loss]
+    trajectories: Mapping[int, Trajectory]
+    waiting: tuple[int, ...]
+    """Steps whose latest turn calls tools."""
+    calls: int
+    """Spent so far, as in `RunBudget`."""
+    tokens: int
+    usd: Decimal

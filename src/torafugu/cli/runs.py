@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from ..errors import ConfigError
-from ..events import Accepted, Answered, Called, Event, Failed, Planned, Replied, Stopped
+from ..events import Accepted, Answered, Called, Event, Failed, Planned, Replied, Stopped, Suspended
 from ..store import RunRow, StoredRun, open_reader
 from ..types import Usage
 from .console import out, print_table, usd
@@ -133,6 +133,9 @@ def _lines(event: Event) -> Sequence[str]:
             return [f"replied   {reply.worker}  {reply.finish_reason}, {spent}", _short(reply.text)]
         case Failed():
             return [f"failed    {event.worker}  {event.code}: {_short(event.message)}, {usd(event.cost_usd)}"]
+        case Suspended(pending=pending):
+            steps = ", ".join(str(step) for step in pending.waiting)
+            return [f"suspended with step {steps}, until the results of its tools come"]
         case Answered():
             notes = ", ".join(f"{name} {value}" for name, value in event.notes.items())
             return [f"answered  with step {event.step} by {event.worker}", *([notes] if notes else [])]

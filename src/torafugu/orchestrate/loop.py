@@ -15,13 +15,13 @@ from typing import Protocol
 import msgspec
 
 from ..errors import FuguError, PlanError
-from ..events import Accepted, Answered, Planned, Stopped
+from ..events import Accepted, Answered, Planned, Stopped, Suspended
 from ..pool.backend import Delta, OnDelta
 from ..pool.purse import BudgetEnded
-from ..types import Answer, Plan, Request
+from ..types import Answer, Pending, Plan, Request
 from .budget import Budget, RunBudget
 from .execute import Caller, execute
-from .pending import Pending, name_calls
+from .pending import name_calls
 from .policy import Policy
 from .run import NO_RECORD, Recorder, Run, create_run_id
 
@@ -56,8 +56,8 @@ async def orchestrate(
     is none, or when a part of another one has already been streamed. `budget` is this run's own; `shared` is an account
     that many runs pay from. With `only_plans` the run stops (`routed`) at the first plan that does more than plan.
 
-    A run whose step calls the client's tools stops as `suspended`; its answer holds the calls, and `Run.to_pending`
-    what is to go on: give that as `resume`, with the results, when `request` brings them.
+    A run whose step calls the client's tools stops as `suspended`; its answer holds the calls, and its event
+    `Suspended` what is to go on: give that as `resume`, with the results, when `request` brings them.
 
     Raises:
         FuguError: whose `fault` says why there is no answer; the run's last event says the same.
@@ -126,7 +126,7 @@ async def _decide_and_execute(
         is_durable = True
         await execute(run.plans[-1].plan, run, pool, on_delta)
         if run.suspended:
-            return _suspend(run)
+            return _suspend(run, policy)
     while True:
         started = time.perf_counter()
         decision = await policy.decide(run)
@@ -148,7 +148,7 @@ async def _decide_and_execute(
             return "routed"
         await execute(decision, run, pool, on_delta)
         if run.suspended:
-            return _suspend(run)
+            return _suspend(run, policy)
 
 
 def _renew(first: Request, latest: Request) -> Request:
@@ -156,7 +156,7 @@ def _renew(first: Request, latest: Request) -> Request:
     return msgspec.structs.replace(first, sampling=latest.sampling, allowed=latest.allowed, ignored=latest.ignored)
 
 
-def _suspend(run: Run) -> str:
+def _suspend(run: Run, policy: Policy) -> str:
     """The answer is the tool calls of all steps that wait; of their texts only the final one's was for the client."""
     calls = [call for step, reply in run.suspended.items() for call in name_calls(run.id, step, reply.tool_calls)]
     final = [step.id for step in run.steps if step.is_final and step.id in run.suspended]
@@ -165,7 +165,8 @@ def _suspend(run: Run) -> str:
     run.answer = msgspec.structs.replace(
         reply, text=reply.text if final else "", tool_calls=tuple(calls), finish_reason="tool_calls"
     )
-    run.record(Answered(step=step, worker=reply.worker, notes={"suspended": list(run.suspended)}))
+    run.record(Suspended(pending=run.to_pending(policy.id)))
+    run.record(Answered(step=step, worker=reply.worker))
     return "suspended"
 
 

@@ -8,66 +8,29 @@ next request finds its way back to exactly that step on exactly that worker, in 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Sequence
 
 import msgspec
 
 from ..errors import FuguError, PlanError, RequestError, WorkerError
-from ..types import Message, Plan, Reply, Request, ToolCall, Value
+from ..types import Loss, Message, Pending, ToolCall
 
-__all__ = ["Loss", "Pending", "Trajectory", "add_results", "find_run", "name_calls"]
+__all__ = ["add_results", "error_to_loss", "find_run", "loss_to_error", "name_calls"]
 
 _CALL_ID = re.compile(r"call_([0-9a-f]{26})_(\d{1,4})_(\d{1,4})")
 """At most 42 characters of what all providers take in ids."""
 
 
-class Trajectory(Value, frozen=True, kw_only=True):
-    """What followed the prompt of one step: its tool calls, their results, and so on."""
-
-    worker: str
-    """Who it is with, and stays with."""
-    turns: tuple[Message, ...]
+def error_to_loss(error: FuguError) -> Loss:
+    worker = error.worker if isinstance(error, WorkerError) else None
+    return Loss(fault=error.fault, code=error.code, message=error.message, worker=worker)
 
 
-class Loss(Value, frozen=True, kw_only=True):
-    """Why a step has no reply."""
-
-    fault: str
-    code: str
-    message: str
-    worker: str | None = None
-
-    def to_error(self) -> FuguError:
-        if self.worker is not None:
-            return WorkerError(self.message, worker=self.worker, code=self.code)  # type: ignore[arg-type]  # it was one
-        kind = RequestError if self.fault == "client" else PlanError
-        return kind(self.message, code=self.code)
-
-    @staticmethod
-    def of(error: FuguError) -> Loss:
-        worker = error.worker if isinstance(error, WorkerError) else None
-        return Loss(fault=error.fault, code=error.code, message=error.message, worker=worker)
-
-
-class Pending(Value, frozen=True, kw_only=True):
-    """All that is needed to go on."""
-
-    run_id: str
-    policy: str
-    """Id of the policy that planned."""
-    request: Request
-    """The first one: what the workflow is about."""
-    plans: tuple[Plan, ...]
-    replies: Mapping[int, Reply]
-    failed: Mapping[int, Loss]
-    trajectories: Mapping[int, Trajectory]
-    waiting: tuple[int, ...]
-    """Steps whose latest turn calls tools."""
-    calls: int
-    """Spent so far, as in `RunBudget`."""
-    tokens: int
-    usd: Decimal
+def loss_to_error(loss: Loss) -> FuguError:
+    if loss.worker is not None:
+        return WorkerError(loss.message, worker=loss.worker, code=loss.code)  # type: ignore[arg-type]  # it was one
+    kind = RequestError if loss.fault == "client" else PlanError
+    return kind(loss.message, code=loss.code)
 
 
 def name_calls(run_id: str, step: int, calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from ..errors import FuguError
 from ..events import Called, Event, Failed, Planned, Replied, Stopped
-from ..types import Message, Reply, Request, Step, Usage, sum_cost
+from ..types import Message, Pending, Reply, Request, Step, Trajectory, Usage, sum_cost
 from .budget import Budget, RunBudget
-from .pending import Loss, Pending, Trajectory
+from .pending import error_to_loss, loss_to_error
 
 __all__ = ["NO_RECORD", "Recorder", "Run", "create_run_id"]
 
@@ -107,7 +107,7 @@ class Run:
             request=self.request,
             plans=tuple(planned.plan for planned in self.plans),
             replies=dict(self.replies),
-            failed={step: Loss.of(error) for step, error in self.failed.items()},
+            failed={step: error_to_loss(error) for step, error in self.failed.items()},
             trajectories=dict(self.trajectories),
             waiting=tuple(self.suspended),
             calls=self.budget.calls,
@@ -119,7 +119,7 @@ class Run:
         """Go on where another run had to wait; its events stay its own."""
         self._earlier = tuple(Planned(plan=plan, decision_ms=0.0) for plan in pending.plans)
         self.replies = dict(pending.replies)
-        self.failed = {step: loss.to_error() for step, loss in pending.failed.items()}
+        self.failed = {step: loss_to_error(loss) for step, loss in pending.failed.items()}
         self.trajectories = dict(pending.trajectories)
         self.budget.calls, self.budget.tokens, self.budget.usd = pending.calls, pending.tokens, pending.usd
 
