@@ -150,17 +150,29 @@ def test_roles(role: str) -> None:
     assert parse_message({"role": role, "content": "x"}).role == role
 
 
-@pytest.mark.parametrize(
-    "tool",
-    [
-        {"type": "web_search"},
-        {"type": "custom", "custom": {"name": "patch", "format": {"type": "grammar", "syntax": "lark"}}},
-        {"type": "namespace", "name": "fs", "tools": [{"type": "function", "name": "read"}]},
-    ],
-)
-def test_unknown_tool_types(tool: dict[str, Any]) -> None:
-    """Tools of types that we do not know are carried, not refused: agents declare them with every request."""
-    assert parse(tools=[tool, TOOL]).sampling.tools == (tool, TOOL)
+def test_other_tools_become_functions() -> None:
+    """Workers are offered functions only: custom tools become such, and what no worker can do is put on record."""
+    custom = {"type": "custom", "custom": {"name": "patch", "format": {"type": "grammar", "syntax": "lark"}}}
+    request = parse(tools=[{"type": "web_search"}, custom, TOOL])
+    assert [tool["function"]["name"] for tool in request.sampling.tools] == ["patch", "add"]
+    assert request.sampling.tools[0]["function"]["parameters"]["required"] == ["input"]
+    assert request.sampling.tools[1] == TOOL
+    assert request.ignored == ("tools[0]:web_search",)
+
+
+def test_custom_tool_calls() -> None:
+    """A custom tool's call is told to workers as a function's and to the client as its own, and back."""
+    custom = {"type": "custom", "custom": {"name": "patch"}}
+    earlier = {"id": "c", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}
+    turn = {"role": "assistant", "content": None, "tool_calls": [earlier]}
+    chat = parse_chat(
+        json.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}, turn], "tools": [custom]}).encode()
+    )
+    (call,) = chat.request.messages[1].tool_calls
+    assert (call.name, json.loads(call.arguments)) == ("patch", {"input": "*** Begin"})
+    frames = Chunks(run_id="r", created=0, model="m", include_usage=False, toolbox=chat.toolbox).tool_calls((call,))
+    told = json.loads(frames.removeprefix(b"data: "))["choices"][0]["delta"]["tool_calls"]
+    assert told == [{"index": 0, **earlier}]
 
 
 @pytest.mark.parametrize("choice", ["none", "auto", "required", {"type": "function", "function": {"name": "add"}}])

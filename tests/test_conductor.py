@@ -241,8 +241,9 @@ def test_effort_bounds_the_workflow(effort: str) -> None:
 
 def test_efforts_beyond_high_stay_ours() -> None:
     """Workers are asked for `high` where the client said xhigh or max, which providers do not know."""
-    b = script("4")
-    run_ultra({CONDUCTOR: script(CHAIN), "a": script("4"), "b": b}, ask("max"))
+    a, b = script("4"), script("4")
+    run_ultra({CONDUCTOR: script(CHAIN), "a": a, "b": b}, ask("max"))
+    assert a.queries[0].sampling.reasoning_effort == "high"
     assert b.queries[0].sampling.reasoning_effort == "high"
 
 
@@ -411,13 +412,16 @@ def test_stream_that_broke_is_not_planned_around() -> None:
     assert len(boss.queries) == 1
 
 
-def test_what_is_too_long_for_a_worker_is_not_planned_again() -> None:
-    """A request that fits into no context window is the client's to mend."""
+def test_what_does_not_fit_is_planned_around() -> None:
+    """A worker whose window is too small is lost like a dead one; where none is large enough it is the client's."""
     small = WorkerError("worker 'a': too long", worker="a", code="context_overflow")
-    boss = script(CHAIN, CHAIN)
-    with pytest.raises(RequestError):
-        run_ultra({CONDUCTOR: boss, "a": Failing(small), "b": script()})
-    assert len(boss.queries) == 1
+    boss = script(CHAIN, write((1, "x", []), (2, "y", [0])))
+    run = run_ultra({CONDUCTOR: boss, "a": Failing(small), "b": script("4"), "c": script("fine")})
+    assert run.answer is not None
+    assert run.answer.text == "fine"
+    boss = script(CHAIN, write((1, "x", []), (2, "y", [0])))
+    with pytest.raises(RequestError, match="context window"):
+        run_ultra({CONDUCTOR: boss, "a": Failing(small), "b": Failing(small), "c": script()})
 
 
 # --- recursion ---
@@ -440,6 +444,15 @@ def test_recursion_returns_the_result() -> None:
     assert boss.queries[1].messages[-2].text == AGAIN
     assert "model 3" in prompt_of(boss.queries[0])
     assert run.cost_usd == Decimal("0.006")
+
+
+def test_reply_that_may_be_returned_is_the_clients() -> None:
+    """The last step before the conductor looks again writes a whole reply, for it may be the answer."""
+    a = script("FIRST")
+    request = ask("xhigh", response_format={"type": "json_object"})
+    run_ultra(team(script(AGAIN, EMPTY), a=a), request)
+    assert a.queries[0].messages[0].role == "user"
+    assert a.queries[0].sampling.response_format == {"type": "json_object"}
 
 
 def test_recursion_plans_again() -> None:

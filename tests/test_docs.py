@@ -15,7 +15,11 @@ import pytest
 
 from torafugu.cli.installation import Installation, read_installation
 from torafugu.errors import WorkerCode
+from torafugu.local.causal_lm import GeneratorOptions
+from torafugu.orchestrate import Budget
+from torafugu.orchestrate.conductor import ConductorConfig
 from torafugu.orchestrate.head import Card
+from torafugu.orchestrate.panel import PanelConfig
 from torafugu.pool.recorded import Question, Sample
 from torafugu.pool.spec import Limits, PoolSpec, Prices, Tags, Timeouts, WorkerSpec, read_pool
 from torafugu.server.config import KeySpec, ServerConfig
@@ -29,6 +33,10 @@ SECTIONS = {
     "### fugu.toml": Installation,
     "#### `[server]`": ServerConfig,
     "#### `[[server.keys]]`": KeySpec,
+    "#### `[conductor]`": ConductorConfig,
+    "#### `[panel]`": PanelConfig,
+    "#### `[budget]`": Budget,
+    "#### Local workers": GeneratorOptions,
     "### pool.toml": PoolSpec,
     "#### `[[worker]]`": WorkerSpec,
     "#### `prices`": Prices,

@@ -27,6 +27,7 @@ from torafugu.pool.backend import Backend, Completion, Delta, OnDelta, Query
 from torafugu.pool.scripted import Failing, Scripted
 from torafugu.server.chat import Chunks
 from torafugu.server.connection import Admission, ClientLeft, run_while_connected
+from torafugu.server.errors import create_error
 from torafugu.server.narration import Narrator
 from torafugu.server.stream import Stream
 from torafugu.types import Answer, Message, Plan, Reply, Step, Usage
@@ -223,7 +224,10 @@ class Wire:
 def _said(frame: str) -> str:
     if frame.startswith(":"):
         return "."
-    delta = json.loads(frame.removeprefix("data: "))["choices"][0]["delta"]
+    data = json.loads(frame.removeprefix("data: "))
+    if "error" in data:
+        return str(data["error"]["message"])
+    delta = data["choices"][0]["delta"]
     assert delta.get("reasoning") == delta.get("reasoning_content")
     return str(delta.get("reasoning", "") + delta.get("content", ""))
 
@@ -281,7 +285,7 @@ def test_a_slow_client_holds_up_no_narration_and_loses_none() -> None:
             stream.narrate("too late\n")
 
         await stay(stream, work())
-        await stream.break_off(b'{"choices":[{"delta":{"content":"!"}}]}')
+        await stream.break_off(create_error(500, "c", "!"))
         told = wire.told()
         assert told.replace(".", "") == "".join(f"{i}\n" for i in range(50)) + "hm\n50\nanswer!"
 
@@ -307,7 +311,7 @@ def test_what_a_cancelled_task_could_not_send_is_sent_by_the_next(is_open: bool)
         await stay(stream, work())
         assert stream.is_open == is_open
         wire.may_send.set()
-        await stream.break_off(b'{"choices":[{"delta":{"content":"answer"}}]}')
+        await stream.break_off(create_error(500, "c", "answer"))
         assert wire.told() == "first\n" * is_open + "told\nanswer"
 
     asyncio.run(main())
@@ -372,7 +376,7 @@ def test_order_is_kept_whatever_the_client_does(actions: list[str]) -> None:
                 wire.may_send.set()
 
         await stay(stream, work())
-        await stream.break_off(b'{"choices":[{"delta":{"content":"end"}}]}')
+        await stream.break_off(create_error(500, "c", "end"))
         assert wire.told() == "".join(made) + "end"
 
     asyncio.run(main())

@@ -677,7 +677,7 @@ def test_bad_config(text: str, said: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("panel", "said"),
     [
-        (config("a", "x"), "panel.workers: 'x' is not in the pool: expected of a, b, c, j"),
+        (config("a", "x"), "panel.workers: 'x' is not in the pool: expected one of a, b, c, j"),
         (config("a", "b", mode="judge", judge="x"), "panel.judge: 'x' is not in the pool"),
     ],
 )

@@ -44,6 +44,8 @@ class Accepted(Value, frozen=True, kw_only=True, tag_field="kind", tag="accepted
     body_sha256: str | None = None
     resumes: str | None = None
     """The run that had to wait for the tool results of this request."""
+    wire: Mapping[str, Json] | None = None
+    """What of the client's own form is needed to tell it the answer again. None: it does not want to be."""
 
 
 class Planned(Value, frozen=True, kw_only=True, tag_field="kind", tag="planned"):
@@ -97,6 +99,10 @@ class Answered(Value, frozen=True, kw_only=True, tag_field="kind", tag="answered
 
     step: int
     worker: str
+    is_cut: bool = False
+    """It is but what a workflow had come to when it had to end."""
+    is_for_client: bool = True
+    """False: the text beside the tool calls of suspended steps is not."""
     notes: Mapping[str, Json] = {}
 
 

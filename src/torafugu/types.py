@@ -34,6 +34,7 @@ __all__ = [
     "Trajectory",
     "Usage",
     "Value",
+    "Warm",
     "sum_cost",
 ]
 
@@ -117,6 +118,14 @@ class Sampling(Value, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
 
 
+class Warm(Value, frozen=True, kw_only=True):
+    """The worker whose prompt cache still holds most of a session."""
+
+    worker: str
+    input_tokens: int | None = None
+    """Of its last prompt, which the cache holds; 0: it keeps no cache. None: it did not say."""
+
+
 class Request(Value, frozen=True, kw_only=True):
     """What a client asked for, free of its wire dialect."""
 
@@ -129,6 +138,8 @@ class Request(Value, frozen=True, kw_only=True):
     """Names of fields that the client sent and we do not use."""
     task: str | None = None
     """Id of the task that this was made from, for workers that replay answers; never sent. None: a client's request."""
+    warm: Warm | None = None
+    """Where this session's prompt cache is warm, for policies that weigh a switch. Never sent."""
 
 
 class Usage(Value, frozen=True, kw_only=True):

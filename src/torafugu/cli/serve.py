@@ -47,7 +47,8 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     serve = commands.add_parser(
         "serve",
         help="the OpenAI-compatible endpoint",
-        description="Serve /v1/chat/completions, /v1/models and /v1/runs. Without API keys only on loopback.",
+        description="Serve chat completions, responses and messages, /v1/models, /v1/route and /v1/runs. Without API "
+        "keys only on loopback.",
     )
     add_installation_arguments(serve)
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")

@@ -13,6 +13,7 @@ from ..errors import ConfigError, FuguError
 from ..pool.discover import discover, render_pool_toml
 from ..pool.home import home_pool_path
 from ..pool.prices import resolve_price
+from ..pool.spec import PoolSpec
 from .console import err, out
 from .installation import LACKS, Installation, open_installation
 from .serve import add_installation_arguments, installation_from
@@ -135,6 +136,7 @@ def _diagnose(installation: Installation) -> Iterator[tuple[bool, str]]:
     for name, config in (("fugu-ultra", installation.conductor), ("fugu-panel", installation.panel)):
         if config is None:
             yield True, f"`{name}` is not offered: {LACKS[name]}"
+    yield from _diagnose_budget(installation, spec)
     for key in installation.server.keys:
         if key.env and not os.environ.get(key.env, "").strip():
             yield False, f"key {key.name!r}: {key.env} is not set"
@@ -145,6 +147,18 @@ def _diagnose(installation: Installation) -> Iterator[tuple[bool, str]]:
         return
     yield True, f"offered: {', '.join(offered) or 'the workers only'}"
     yield True, f"everything opens; record {installation.record}"
+
+
+def _diagnose_budget(installation: Installation, spec: PoolSpec) -> Iterator[tuple[bool, str]]:
+    budget, panel = installation.budget, installation.panel
+    if budget.usd is not None:
+        for worker in spec.worker:
+            if resolve_price(worker) is None:
+                yield False, f"worker {worker.id!r}: budget.usd is set, so it is never called: declare its prices"
+    if panel is not None and budget.calls is not None:
+        calls = len(panel.workers) * panel.samples + (panel.judge is not None)
+        if calls > budget.calls:
+            yield False, f"panel: makes {calls} calls, budget.calls is {budget.calls}"
 
 
 def _diagnose_policy(folder: Path) -> Iterator[tuple[bool, str]]:

@@ -39,7 +39,7 @@ class Budget:
         for name in ("calls", "tokens", "seconds", "depth"):
             limit = getattr(self, name)
             if limit is not None and not 0 <= limit < float("inf"):  # also refuses NaN
-                raise ConfigError(f"{name} {limit!r}: expected 0 or more; leave it out for no limit")
+                raise ConfigError(f"{name} {limit!r}: expected 0 or more")
         if self.usd is not None and not (self.usd.is_finite() and self.usd >= 0):
             raise ConfigError(f"usd {self.usd}: expected 0 or more US dollars; leave it out for no limit")
 

@@ -23,6 +23,7 @@ from .conductor_prompts import Happened, Left, Offer, render_conductor, render_f
 from .execute import INPUT_MISSING
 from .plan import PlanFormat, Workflow, parse_workflow, visible
 from .plan_grammar import workflow_grammar, workflow_schema
+from .render import what_concerns_all
 from .run import Run
 
 __all__ = ["EFFORTS", "Conductor", "ConductorConfig", "Effort"]
@@ -299,7 +300,9 @@ class Conductor:
                     worker=worker,
                     instruction=step.subtask,
                     sees=(*history, *(first + position for position in seen)),
-                    sampling=(sampling if may_suspend else _without_tools(sampling)) if is_last else None,
+                    sampling=(sampling if may_suspend else _without_tools(sampling))
+                    if is_last
+                    else what_concerns_all(sampling),
                     may_suspend=may_suspend,
                     alternates=self._substitutes(worker, plan_format.masked),
                     timeout_s=self._config.step_timeout_s,
@@ -334,8 +337,6 @@ class Conductor:
         if shows is None:
             return Answer(step=last.id)
         at = replace(at, number=at.number + 1)
-        if at.number >= _rounds(run, effort):  # the budget's depth; an effort's is never offered
-            return Answer(step=last.id, stopped_by="budget:depth")
         told = render_round(
             run.replies[last.id].text,
             others=[(i, run.replies[s.id].text) for i, s in enumerate(done.steps[:-1]) if s.id in shows],
@@ -347,8 +348,6 @@ class Conductor:
 
     def _replan(self, run: Run, effort: Effort, at: _Round, asked: Plan, done: Plan) -> Plan | Answer:
         lost = next(run.failed[step.id] for step in done.steps if step.id in run.failed)
-        if isinstance(lost, RequestError):  # no other plan makes the request smaller
-            raise lost
         if at.replans >= self._config.replans:
             so_far = self._answer_so_far(run)
             if so_far is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -18,10 +19,10 @@ from ..errors import FuguError, PlanError
 from ..events import Accepted, Answered, Planned, Stopped, Suspended
 from ..pool.backend import Delta, OnDelta
 from ..pool.purse import BudgetEnded
-from ..types import Answer, Pending, Plan, Request
+from ..types import Answer, Json, Pending, Plan, Request
 from .budget import Budget, RunBudget
 from .execute import Caller, execute
-from .pending import name_calls
+from .pending import merge_calls
 from .policy import Policy
 from .run import NO_RECORD, Recorder, Run, create_run_id
 
@@ -34,6 +35,7 @@ class Origin(Protocol):
     key_id: str | None
     session: str | None
     body_sha256: str | None
+    wire: Mapping[str, Json] | None
 
 
 async def orchestrate(
@@ -76,6 +78,7 @@ async def orchestrate(
             session=origin.session if origin else None,
             body_sha256=origin.body_sha256 if origin else None,
             resumes=None if resume is None else resume.run_id,
+            wire=origin.wire if origin else None,
         )
     )
     try:
@@ -157,16 +160,12 @@ def _renew(first: Request, latest: Request) -> Request:
 
 
 def _suspend(run: Run, policy: Policy) -> str:
-    """The answer is the tool calls of all steps that wait; of their texts only the final one's was for the client."""
-    calls = [call for step, reply in run.suspended.items() for call in name_calls(run.id, step, reply.tool_calls)]
+    """The answer is the tool calls of all steps that wait; of their texts only the final one's is for the client."""
     final = [step.id for step in run.steps if step.is_final and step.id in run.suspended]
     step = final[-1] if final else next(iter(run.suspended))
-    reply = run.suspended[step]
-    run.answer = msgspec.structs.replace(
-        reply, text=reply.text if final else "", tool_calls=tuple(calls), finish_reason="tool_calls"
-    )
+    run.answer = merge_calls(run.id, step, run.suspended, is_for_client=bool(final))
     run.record(Suspended(pending=run.to_pending(policy.id)))
-    run.record(Answered(step=step, worker=reply.worker))
+    run.record(Answered(step=step, worker=run.answer.worker, is_for_client=bool(final)))
     return "suspended"
 
 
@@ -174,7 +173,7 @@ def _answer(run: Run, answer: Answer, *, is_cut: bool = False) -> None:
     """`is_cut`: it is what a workflow had come to when it had to end, which the client is told as `length`."""
     reply = run.replies[answer.step]
     run.answer = msgspec.structs.replace(reply, finish_reason="length") if is_cut else reply
-    run.record(Answered(step=answer.step, worker=reply.worker, notes=answer.notes))
+    run.record(Answered(step=answer.step, worker=reply.worker, is_cut=is_cut, notes=answer.notes))
 
 
 def _best_so_far(run: Run) -> tuple[int, bool] | None:

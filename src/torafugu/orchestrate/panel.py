@@ -92,7 +92,7 @@ class Panel:
         """
         for key, names in (("workers", config.workers), ("judge", () if config.judge is None else (config.judge,))):
             if unknown := sorted(set(names) - set(pool)):
-                raise ConfigError(f"panel.{key}: {unknown[0]!r} is not in the pool: expected of {_names(pool)}")
+                raise ConfigError(f"panel.{key}: {unknown[0]!r} is not in the pool: expected one of {_names(pool)}")
         self._config = config
         self._weight = {worker: config.weights.get(worker, Decimal(1)) for worker in config.workers}
         self._ranked = sorted(config.workers, key=lambda worker: -self._weight[worker])  # stable: ties as in the config

@@ -8,14 +8,14 @@ next request finds its way back to exactly that step on exactly that worker, in 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from ..errors import FuguError, PlanError, RequestError, WorkerError
-from ..types import Loss, Message, Pending, ToolCall
+from ..types import Loss, Message, Pending, Reply, ToolCall
 
-__all__ = ["add_results", "error_to_loss", "find_run", "loss_to_error", "name_calls"]
+__all__ = ["add_results", "error_to_loss", "find_run", "loss_to_error", "merge_calls", "name_calls"]
 
 _CALL_ID = re.compile(r"call_([0-9a-f]{26})_(\d{1,4})_(\d{1,4})")
 """At most 42 characters of what all providers take in ids."""
@@ -37,6 +37,16 @@ def name_calls(run_id: str, step: int, calls: Sequence[ToolCall]) -> tuple[ToolC
     """A step's calls with ids that find back to it."""
     key = run_id.removeprefix("run_")
     return tuple(msgspec.structs.replace(call, id=f"call_{key}_{step}_{k}") for k, call in enumerate(calls))
+
+
+def merge_calls(run_id: str, step: int, waiting: Mapping[int, Reply], *, is_for_client: bool) -> Reply:
+    """One answer with the calls of all steps that wait; the rest of it is that of `step`, its text if that is for the
+    client."""
+    reply = waiting[step]
+    calls = [call for id, each in waiting.items() for call in name_calls(run_id, id, each.tool_calls)]
+    return msgspec.structs.replace(
+        reply, text=reply.text if is_for_client else "", tool_calls=tuple(calls), finish_reason="tool_calls"
+    )
 
 
 def find_run(messages: Sequence[Message]) -> str | None:

@@ -9,7 +9,7 @@ import msgspec
 
 from ..errors import PlanError
 from ..pool.backend import Query
-from ..types import Reply, Request, Sampling, Step
+from ..types import Reply, Sampling, Step
 from .answers import last_user_text, read_answer
 from .prompts import (
     Result,
@@ -22,7 +22,7 @@ from .prompts import (
 )
 from .run import Run
 
-__all__ = ["step_to_query"]
+__all__ = ["step_to_query", "what_concerns_all"]
 
 
 def step_to_query(step: Step, run: Run) -> Query:
@@ -54,7 +54,7 @@ def step_to_query(step: Step, run: Run) -> Query:
         question = None if messages is request.messages else last_user_text(request.messages)
         sampling = step.sampling or request.sampling
         return Query(messages=messages, sampling=sampling, task=request.task, question=question)
-    sampling = step.sampling or _plain(request)
+    sampling = step.sampling or what_concerns_all(request.sampling)
     question = last_user_text(request.messages)
     current: Reply | None = replies[-1] if replies else None
     if step.role == "thinker":
@@ -77,7 +77,7 @@ def step_to_query(step: Step, run: Run) -> Query:
 def _query_of_messages(step: Step, run: Run) -> Query:
     assert step.messages is not None
     request = run.request
-    sampling = step.sampling or (request.sampling if step.role == "worker" else _plain(request))
+    sampling = step.sampling or (request.sampling if step.role == "worker" else what_concerns_all(request.sampling))
     return Query(
         messages=step.messages,
         sampling=sampling,
@@ -95,12 +95,13 @@ def _query_of_subtask(step: Step, subtask: str, run: Run) -> Query:
         if id in run.replies
     ]
     request = run.request
-    sampling = step.sampling or (request.sampling if step.is_final else _plain(request))
+    is_reply = step.id == run.plans[-1].plan.steps[-1].id  # also where the conductor may still want another
+    sampling = step.sampling or (request.sampling if step.is_final else what_concerns_all(request.sampling))
     if step.may_suspend and not step.is_final:
         given = request.sampling
         sampling = msgspec.structs.replace(sampling, tools=given.tools, parallel_tool_calls=given.parallel_tool_calls)
     return Query(
-        messages=render_subtask(request.messages, subtask=subtask, results=results, is_final=step.is_final),
+        messages=render_subtask(request.messages, subtask=subtask, results=results, is_final=is_reply),
         sampling=sampling,
         task=request.task,
         question=subtask,
@@ -114,10 +115,6 @@ def _position(id: int, run: Run) -> int | None:
     return next((i for i, step in enumerate(steps) if step.id == id), None)
 
 
-def _plain(request: Request) -> Sampling:
-    """What of the client's sampling concerns everyone."""
-    return Sampling(
-        temperature=request.sampling.temperature,
-        seed=request.sampling.seed,
-        reasoning_effort=request.sampling.reasoning_effort,
-    )
+def what_concerns_all(sampling: Sampling) -> Sampling:
+    """What of the client's sampling is not only for whoever writes the reply."""
+    return Sampling(temperature=sampling.temperature, seed=sampling.seed, reasoning_effort=sampling.reasoning_effort)

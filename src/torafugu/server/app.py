@@ -26,12 +26,17 @@ from ..pool.spec import WorkerSpec
 from .auth import ANYONE, Client, Keyring
 from .completions import Completions
 from .config import ServerConfig
-from .connection import Admission, ClientLeft, send_error, send_json
+from .connection import Admission, ClientLeft, read_body, send_error, send_json
+from .dialect import Dialect
+from .dialects import ChatDialect, MessagesDialect, ResponsesDialect
 from .errors import HttpError, create_error, error_to_http
 from .intake import Asked, Intake, Runner, log_fault
+from .messages import TOKEN_COUNT_HEADERS, count_tokens
 from .models import Models
 from .route import Router
 from .runs import Runs, RunStore
+from .stored import StoredResponses
+from .waiting import WaitingRuns
 
 __all__ = ["OPEN_PATHS", "Workers", "create_app"]
 
@@ -98,12 +103,26 @@ def create_app(
     completions = Completions(runner, config=config)
     router = Router(runner, specs=pool.specs, price_of=_cache_prices(pool.specs), store=store)
 
-    def take_in(answer: Answering) -> Endpoint:
-        return Intake(answer, models=models, admission=admission, config=config)
+    chat, responses, messages = ChatDialect(), ResponsesDialect(stored := StoredResponses(store)), MessagesDialect()
+    waiting = WaitingRuns(store, wait_s=config.tool_results_s)
+
+    def take_in(dialect: Dialect, answer: Answering) -> Endpoint:
+        return Intake(answer, dialect=dialect, waiting=waiting, models=models, admission=admission, config=config)
+
+    async def estimate_tokens(scope: Scope, receive: Receive, send: Send, client: Client) -> None:
+        del client
+        body = await read_body(scope["headers"], receive, max_bytes=config.max_body_bytes)
+        await send_json(send, count_tokens(body), headers=[*_JSON, *TOKEN_COUNT_HEADERS])
 
     endpoints: list[tuple[str, str, Endpoint]] = [
-        ("POST", "/v1/chat/completions", take_in(completions.answer)),
-        ("POST", "/v1/route", take_in(router.answer)),
+        ("POST", "/v1/chat/completions", take_in(chat, completions.answer)),
+        ("POST", "/v1/responses", take_in(responses, completions.answer)),
+        ("GET", "/v1/responses/{id}", stored.get),
+        ("DELETE", "/v1/responses/{id}", stored.delete),
+        ("GET", "/v1/responses/{id}/input_items", stored.list_input),
+        ("POST", "/v1/messages", take_in(messages, completions.answer)),
+        ("POST", "/v1/messages/count_tokens", estimate_tokens),
+        ("POST", "/v1/route", take_in(chat, router.answer)),
         ("GET", "/v1/models", list_models),
         ("GET", "/v1/models/{id:path}", describe_model),
         ("GET", "/v1/runs", runs.list_runs),
@@ -113,7 +132,15 @@ def create_app(
     ]
     app = Starlette(
         routes=[
-            Route(path, _Guarded(endpoint, None if path in OPEN_PATHS else keyring), methods=[method])
+            Route(
+                path,
+                _Guarded(
+                    endpoint,
+                    None if path in OPEN_PATHS else keyring,
+                    dialect=messages if path.startswith("/v1/messages") else chat,
+                ),
+                methods=[method],
+            )
             for method, path, endpoint in endpoints
         ],
         exception_handlers={HTTPException: _answer_unrouted},
@@ -126,9 +153,10 @@ def create_app(
 class _Guarded:
     """An endpoint behind the key check, its errors turned into responses. A class, so that it is routed as ASGI."""
 
-    def __init__(self, endpoint: Endpoint, keyring: Keyring | None) -> None:
+    def __init__(self, endpoint: Endpoint, keyring: Keyring | None, *, dialect: Dialect) -> None:
         self._endpoint = endpoint
         self._keyring = keyring
+        self._dialect = dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -139,10 +167,13 @@ class _Guarded:
         except FuguError as error:
             if error.fault == "us":
                 logger.warning("refused: %s: %s", error.code, error.message)
-            await send_error(send, error_to_http(error), _www_authenticate(error))
+            await self._send(send, error_to_http(error), _www_authenticate(error))
         except Exception as error:  # noqa: BLE001  # the boundary: the client gets an answer, the log a trace
             log_fault(error)
-            await send_error(send, error_to_http(FuguError("")), [])
+            await self._send(send, error_to_http(FuguError("")), [])
+
+    async def _send(self, send: Send, problem: HttpError, headers: list[tuple[bytes, bytes]]) -> None:
+        await send_error(send, problem, headers, body=self._dialect.error_body(problem, run_id=None))
 
 
 def _www_authenticate(error: FuguError) -> list[tuple[bytes, bytes]]:

@@ -29,7 +29,10 @@ from ..types import (
     ToolCall,
     Usage,
 )
+from .dialect import COMMENT
+from .errors import HttpError
 from .steps import describe_steps, is_one_step
+from .toolbox import Declared, Toolbox, arguments_to_input, input_to_arguments
 
 __all__ = ["DONE", "Chat", "Chunks", "describe_run", "parse_chat", "run_to_body"]
 
@@ -43,7 +46,6 @@ _MAX_NAME = 256
 _MAX_DEPTH = 64
 _INT64 = msgspec.Meta(ge=-(2**63), le=2**63 - 1)
 _PENALTY = msgspec.Meta(ge=-2, le=2)
-_CHOICES = "'none', 'auto', 'required' or {'type': 'function', 'function': {'name': ...}}"
 
 _NO_TOKENS = Usage(input_tokens=0, cached_input_tokens=0, output_tokens=0)
 
@@ -58,6 +60,8 @@ class Chat:
     is_stream: bool
     include_usage: bool
     """A streamed answer ends with a chunk of usage."""
+    toolbox: Toolbox
+    """What the client calls its tools."""
     cache_key: str | None
     """`prompt_cache_key`: clients that send it keep it for a whole session."""
 
@@ -67,9 +71,15 @@ class _Called(msgspec.Struct):
     arguments: str
 
 
+class _Customised(msgspec.Struct):
+    name: str
+    input: str
+
+
 class _WireCall(msgspec.Struct):
     id: str
     function: _Called | None = None
+    custom: _Customised | None = None
     type: str = "function"
 
 
@@ -131,8 +141,11 @@ def parse_chat(body: bytes) -> Chat:
     """
     wire, ignored = _read_wire(body)
     _refuse_unsupported(wire)
-    tools = tuple(wire.tools or ())
-    _check_tools(tools)
+    _check_tools(tuple(wire.tools or ()))
+    declared = Toolbox.from_chat(wire.tools or ())
+    toolbox, tool_choice = declared.choose_chat(wire.tool_choice if declared.functions or wire.tools is None else None)
+    ignored |= set(toolbox.left_out)
+    tools = toolbox.functions
     _check_opaque(wire.response_format, "response_format")
     if wire.response_format is not None and not isinstance(wire.response_format.get("type"), str):
         _fail("response_format.type", "expected a string")
@@ -142,7 +155,7 @@ def parse_chat(body: bytes) -> Chat:
         ignored.add("max_tokens")
     request = Request(
         model=wire.model,
-        messages=tuple([_to_message(m, i) for i, m in enumerate(wire.messages)]),
+        messages=tuple([_to_message(m, i, toolbox) for i, m in enumerate(wire.messages)]),
         sampling=Sampling(
             max_output_tokens=wire.max_tokens if wire.max_completion_tokens is None else wire.max_completion_tokens,
             temperature=wire.temperature,
@@ -154,7 +167,7 @@ def parse_chat(body: bytes) -> Chat:
             reasoning_effort=wire.reasoning_effort,
             response_format=wire.response_format,
             tools=tools,
-            tool_choice=_to_tool_choice(wire.tool_choice, tools),
+            tool_choice=tool_choice,
             parallel_tool_calls=wire.parallel_tool_calls if tools else None,
         ),
         ignored=tuple(sorted(ignored)),
@@ -164,6 +177,7 @@ def parse_chat(body: bytes) -> Chat:
         request=request,
         is_stream=bool(wire.stream),
         include_usage=options is not None and bool(options.include_usage),
+        toolbox=toolbox,
         cache_key=wire.prompt_cache_key,
     )
 
@@ -228,14 +242,14 @@ def _refuse_unsupported(wire: _WireChat) -> None:
         _fail(field, "the legacy form of tools is not supported: use `tools` and `tool_choice`", code="unsupported")
 
 
-def _to_message(wire: _WireMessage, index: int) -> Message:
+def _to_message(wire: _WireMessage, index: int, toolbox: Toolbox) -> Message:
     role, content = wire.role, wire.content
     if role == "function" or wire.function_call is not None:
         problem = "the legacy form of tool calls is not supported: use role 'tool' and `tool_calls`"
         _fail(f"messages[{index}].{'role' if role == 'function' else 'function_call'}", problem, code="unsupported")
     calls: tuple[ToolCall, ...] = ()
     if role == "assistant":
-        calls = _to_tool_calls(wire.tool_calls, index) if wire.tool_calls else ()
+        calls = _to_tool_calls(wire.tool_calls, index, toolbox) if wire.tool_calls else ()
         content = wire.refusal if content is None else content
     elif role == "tool" and not wire.tool_call_id:
         _fail(f"messages[{index}].tool_call_id", "missing: a tool's message names the call that it answers")
@@ -250,14 +264,20 @@ def _to_message(wire: _WireMessage, index: int) -> Message:
     )
 
 
-def _to_tool_calls(calls: list[_WireCall], index: int) -> tuple[ToolCall, ...]:
-    for i, call in enumerate(calls):
-        if call.function is None:
-            where = f"messages[{index}].tool_calls[{i}]"
-            if call.type == "function":
-                _fail(f"{where}.function", "missing")
-            _fail(f"{where}.type", f"{call.type!r} is not supported: expected 'function'", code="unsupported")
-    return tuple([ToolCall(id=c.id, name=c.function.name, arguments=c.function.arguments) for c in calls if c.function])
+def _to_tool_calls(calls: list[_WireCall], index: int, toolbox: Toolbox) -> tuple[ToolCall, ...]:
+    return tuple([_to_tool_call(call, f"messages[{index}].tool_calls[{i}]", toolbox) for i, call in enumerate(calls)])
+
+
+def _to_tool_call(call: _WireCall, where: str, toolbox: Toolbox) -> ToolCall:
+    if call.function is not None:
+        name = toolbox.spell(Declared(kind="function", name=call.function.name))
+        return ToolCall(id=call.id, name=name, arguments=call.function.arguments)
+    if call.custom is not None:
+        name = toolbox.spell(Declared(kind="custom", name=call.custom.name))
+        return ToolCall(id=call.id, name=name, arguments=input_to_arguments(call.custom.input))
+    if call.type in ("function", "custom"):
+        _fail(f"{where}.{call.type}", "missing")
+    _fail(f"{where}.type", f"{call.type!r} is not supported: expected 'function' or 'custom'", code="unsupported")
 
 
 def _to_parts(parts: list[dict[str, Json]], index: int) -> tuple[Part, ...]:
@@ -314,26 +334,6 @@ def _check_tools(tools: tuple[dict[str, Json], ...]) -> None:
         _check_opaque(tool, f"tools[{i}]")
 
 
-def _to_tool_choice(choice: Json, tools: tuple[dict[str, Json], ...]) -> Json | None:
-    if choice is None or (not tools and choice in ("none", "auto")):
-        return None
-    if not tools:
-        _fail("tool_choice", "asks for a tool, but no tools are given")
-    if choice in ("none", "auto", "required"):
-        return choice
-    if not isinstance(choice, dict) or choice.get("type") != "function":
-        _fail("tool_choice", f"expected {_CHOICES}")
-    function = choice.get("function")
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str):
-        _fail("tool_choice.function.name", "expected a string")
-    names = [tool["function"]["name"] for tool in tools if tool["type"] == "function"]
-    if name not in names:
-        problem = f"{name[:_MAX_NAME]!r} is not among the tools: {', '.join(names)}"
-        _fail("tool_choice.function.name", problem)
-    return {"type": "function", "function": {"name": name}}
-
-
 def _check_opaque(value: Json, where: str) -> None:
     """What is carried unread must still fit into the record, whose encoder is bounded in depth."""
     level = [value]
@@ -349,7 +349,7 @@ def _check_opaque(value: Json, where: str) -> None:
     _fail(where, f"nested more than {_MAX_DEPTH} levels deep")
 
 
-def run_to_body(run: Run, reply: Reply, *, created: int, policy: str) -> bytes:
+def run_to_body(run: Run, reply: Reply, *, created: int, policy: str, toolbox: Toolbox = Toolbox()) -> bytes:  # noqa: B008  # frozen
     """The whole answer as a `chat.completion` object."""
     message: dict[str, Any] = {
         "role": "assistant",
@@ -358,7 +358,7 @@ def run_to_body(run: Run, reply: Reply, *, created: int, policy: str) -> bytes:
         "annotations": [],
     }
     if reply.tool_calls:
-        message["tool_calls"] = [_from_tool_call(call) for call in reply.tool_calls]
+        message["tool_calls"] = [_from_tool_call(call, toolbox) for call in reply.tool_calls]
     if reply.reasoning is not None:  # two names in use: most clients read the first, gpt-oss tooling the second
         message["reasoning_content"] = message["reasoning"] = reply.reasoning
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reply.finish_reason}
@@ -397,8 +397,12 @@ def _completion_id(run_id: str) -> str:
     return f"chatcmpl-{run_id}"
 
 
-def _from_tool_call(call: ToolCall) -> dict[str, Json]:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+def _from_tool_call(call: ToolCall, toolbox: Toolbox) -> dict[str, Json]:
+    declared = toolbox.find(call.name)
+    if declared.kind == "custom":
+        custom = {"name": declared.name, "input": arguments_to_input(call.arguments)}
+        return {"id": call.id, "type": "custom", "custom": custom}
+    return {"id": call.id, "type": "function", "function": {"name": declared.name, "arguments": call.arguments}}
 
 
 def _from_usage(run: Run, reply: Reply) -> dict[str, Json] | None:
@@ -439,8 +443,19 @@ def _usage_of_others(run: Run, own: Usage) -> Usage:
 class Chunks:
     """One streamed answer as `data:` frames. Each method returns the bytes of the next ones."""
 
-    def __init__(self, *, run_id: str, created: int, model: str, include_usage: bool) -> None:
+    heartbeat = COMMENT
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        created: int,
+        model: str,
+        include_usage: bool,
+        toolbox: Toolbox = Toolbox(),  # noqa: B008  # frozen
+    ) -> None:
         head = {"id": _completion_id(run_id), "object": "chat.completion.chunk", "created": created, "model": model}
+        self._toolbox = toolbox
         self._head = b"data: " + _encode(head)[:-1]
         self._include_usage = include_usage
         # When usage was asked for, every chunk but the last has it as null.
@@ -465,10 +480,17 @@ class Chunks:
     def tool_calls(self, calls: tuple[ToolCall, ...]) -> bytes:
         """Each call whole, in a chunk of its own."""
         frames = [
-            self._delta_head + b'"tool_calls":' + _encode([{"index": i, **_from_tool_call(call)}]) + self._delta_tail
+            self._delta_head
+            + b'"tool_calls":'
+            + _encode([{"index": i, **_from_tool_call(call, self._toolbox)}])
+            + self._delta_tail
             for i, call in enumerate(calls)
         ]
         return b"".join(frames)
+
+    def error(self, problem: HttpError) -> bytes:
+        """That it failed; the connection has to break after it."""
+        return b"data: " + problem.body + b"\n\n"
 
     def last(self, run: Run, reply: Reply, *, policy: str) -> bytes:
         """The reason of the end; then usage in a chunk without choices, if that was asked for; then the end itself."""

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: run, and answer whole or as a stream. A stream is told of a workflow as it happens."""
+"""The endpoint of every dialect: run, and answer whole or as a stream. A stream is told of a workflow as it happens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from starlette.types import Receive, Send
 from ..events import Event
 from ..orchestrate import Run
 from ..types import Reply
-from .chat import Chunks, run_to_body
 from .config import ServerConfig
 from .connection import send_json
 from .errors import BudgetEndedError
@@ -30,15 +29,17 @@ class Completions:
     async def answer(self, asked: Asked, receive: Receive, send: Send) -> None:
         created = int(time.time())
         seen = self._runner.follow(asked)
-        if asked.chat.is_stream:
+        if asked.parsed.is_stream:
             stream = self._open_stream(asked, seen, created, send)
-            await self._runner.respond(self._stream(asked, seen, receive, stream), seen, send, stream=stream)
+            answering = self._stream(asked, seen, receive, stream)
+            await self._runner.respond(answering, seen, send, dialect=asked.dialect, stream=stream)
         else:
-            await self._runner.respond(self._send_whole(asked, seen, created, receive, send), seen, send)
+            answering = self._send_whole(asked, seen, created, receive, send)
+            await self._runner.respond(answering, seen, send, dialect=asked.dialect)
 
     async def _send_whole(self, asked: Asked, seen: Follower, created: int, receive: Receive, send: Send) -> None:
         run = await self._runner.run(asked, seen, receive)
-        body = run_to_body(run, _answer_of(run), created=created, policy=asked.policy.id)
+        body = asked.parsed.form.to_body(run, _answer_of(run), created=created, policy=asked.policy.id)
         await send_json(send, body, headers=[(b"content-type", b"application/json"), *seen.headers()])
 
     async def _stream(self, asked: Asked, seen: Follower, receive: Receive, stream: Stream) -> None:
@@ -46,9 +47,8 @@ class Completions:
         await stream.finish(run, _answer_of(run), policy=asked.policy.id)
 
     def _open_stream(self, asked: Asked, seen: Follower, created: int, send: Send) -> Stream:
-        chat = asked.chat
-        chunks = Chunks(run_id=seen.run_id, created=created, model=chat.request.model, include_usage=chat.include_usage)
-        stream = Stream(send, chunks, head=seen.stream_headers, heartbeat_s=self._config.heartbeat_s)
+        frames = asked.parsed.form.to_frames(run_id=seen.run_id, created=created)
+        stream = Stream(send, frames, head=seen.stream_headers, heartbeat_s=self._config.heartbeat_s)
         if self._config.narrate:
             narrator = Narrator()
 

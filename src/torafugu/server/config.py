@@ -62,11 +62,13 @@ class ServerConfig:
     """Silence after which a stream shows that it is alive; until then its status can still become an error."""
     narrate: bool = True
     """A stream tells of a run of several steps, as reasoning, while it goes on."""
+    tool_results_s: float = 86_400.0
+    """How long a run of `fugu-ultra` waits for the results of the tools that it has called."""
     drain_s: float = 600.0
     """How long runs may go on after the server was asked to stop."""
 
     def __post_init__(self) -> None:
-        for name in ("max_body_bytes", "max_in_flight", "heartbeat_s"):
+        for name in ("max_body_bytes", "max_in_flight", "heartbeat_s", "tool_results_s"):
             if not getattr(self, name) > 0:  # also refuses NaN
                 raise ConfigError(f"{name} {getattr(self, name)!r}: expected more than 0")
         if not 0 <= self.port < 65536:

@@ -190,6 +190,8 @@ async def send_json(send: Send, body: bytes, *, status: int = 200, headers: list
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(send: Send, error: HttpError, headers: list[tuple[bytes, bytes]]) -> None:
-    """An error as a complete response; `headers` are added to its own."""
-    await send_json(send, error.body, status=error.status, headers=[*error.headers, *headers])
+async def send_error(
+    send: Send, error: HttpError, headers: list[tuple[bytes, bytes]], *, body: bytes | None = None
+) -> None:
+    """An error as a complete response, `body` in place of OpenAI's shape; `headers` are added to its own."""
+    await send_json(send, error.body if body is None else body, status=error.status, headers=[*error.headers, *headers])

@@ -1,6 +1,6 @@
 """The one place that turns errors into statuses: an error's owner decides, its code refines.
 
-Bodies have OpenAI's shape. Every 429 and 503 carries Retry-After, because some clients give up at once without it.
+Dialects shape what is told. Every 429 and 503 carries Retry-After, because some clients give up at once without it.
 Faults of our own and of our credentials are named but not described: their text belongs to the operator.
 """
 
@@ -57,8 +57,17 @@ class HttpError:
 
     status: int
     headers: list[tuple[bytes, bytes]]
-    body: bytes
-    """OpenAI's error object; the same bytes serve as the error frame of a stream."""
+    code: str
+    message: str
+    param: str | None = None
+
+    @property
+    def body(self) -> bytes:
+        """OpenAI's error object; the same bytes serve as the error frame of a stream of chat completions."""
+        default = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = _TYPE_BY_STATUS.get(self.status, default)
+        error = {"message": self.message, "type": kind, "code": self.code, "param": self.param}
+        return msgspec.json.encode({"error": error})
 
 
 def error_to_http(error: FuguError, *, run_id: str | None = None) -> HttpError:
@@ -90,15 +99,13 @@ def create_error(
     is_final: bool = False,
 ) -> HttpError:
     """`is_final` tells the clients that look for it (OpenAI's SDKs) not to repeat the request."""
-    kind = _TYPE_BY_STATUS.get(status, "server_error" if status >= 500 else "invalid_request_error")
     headers = [(b"content-type", b"application/json")]
     if retry_after_s is not None:
         seconds = max(1, math.ceil(retry_after_s)) if math.isfinite(retry_after_s) else 60
         headers.append((b"retry-after", str(seconds).encode()))
     if is_final:
         headers.append((b"x-should-retry", b"false"))
-    body = {"error": {"message": message, "type": kind, "code": code, "param": param}}
-    return HttpError(status=status, headers=headers, body=msgspec.json.encode(body))
+    return HttpError(status=status, headers=headers, code=code, message=message, param=param)
 
 
 def _worker_error_to_http(error: WorkerError) -> HttpError:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import re
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
 import msgspec
@@ -20,13 +20,15 @@ from starlette.types import Receive, Scope, Send
 from ..errors import FuguError
 from ..events import Called, Event, Stopped
 from ..orchestrate import Budget, Caller, Policy, Recorder, Run, create_run_id, orchestrate
+from ..types import Json, Pending
 from .auth import Client
-from .chat import Chat, parse_chat
 from .config import ServerConfig
 from .connection import Admission, ClientLeft, find_header, read_body, run_while_connected, send_error
+from .dialect import Dialect, Parsed
 from .errors import HttpError, error_to_http
 from .models import Models
 from .stream import Stream
+from .waiting import WaitingRuns
 
 __all__ = ["Asked", "Follower", "Headers", "Intake", "Runner", "log_fault"]
 
@@ -44,29 +46,37 @@ class _Origin:
     key_id: str | None
     session: str | None
     body_sha256: str | None
+    wire: Mapping[str, Json] | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """A request that was let in and understood."""
 
-    chat: Chat
+    parsed: Parsed
     policy: Policy
     origin: _Origin
+    dialect: Dialect
+    resume: Pending | None
+    """The run that goes on with the tool results of this request."""
 
 
 class Intake:
-    """An endpoint that takes chat completions' requests: what comes before `answer`."""
+    """An endpoint that takes requests of one dialect: what comes before `answer`."""
 
     def __init__(
         self,
         answer: Callable[[Asked, Receive, Send], Awaitable[None]],
         *,
+        dialect: Dialect,
+        waiting: WaitingRuns,
         models: Models,
         admission: Admission,
         config: ServerConfig,
     ) -> None:
         self._answer = answer
+        self._dialect = dialect
+        self._waiting = waiting
         self._models = models
         self._admission = admission
         self._max_body_bytes = config.max_body_bytes
@@ -76,17 +86,20 @@ class Intake:
         try:
             headers = scope["headers"]
             body = await read_body(headers, receive, max_bytes=self._max_body_bytes)
-            chat = parse_chat(body)
-            policy = self._models.find_policy(chat.request.model, client)
+            parsed = await self._dialect.read(body, client)
+            policy = self._models.find_policy(parsed.request.model, client)
             if client.allowed is not None:
-                request = msgspec.structs.replace(chat.request, allowed=client.allowed)
-                chat = dataclasses.replace(chat, request=request)
+                request = msgspec.structs.replace(parsed.request, allowed=client.allowed)
+                parsed = dataclasses.replace(parsed, request=request)
             origin = _Origin(
                 key_id=client.key_id,
-                session=_find_session(headers, chat),
+                session=_find_session(headers, parsed.session),
                 body_sha256=hashlib.sha256(body).hexdigest(),
+                wire=parsed.wire,
             )
-            await self._answer(Asked(chat=chat, policy=policy, origin=origin), receive, send)
+            resume = await self._waiting.find(parsed.request, policy, client)
+            asked = Asked(parsed=parsed, policy=policy, origin=origin, dialect=self._dialect, resume=resume)
+            await self._answer(asked, receive, send)
         finally:
             self._admission.leave()
 
@@ -121,7 +134,7 @@ class Runner:
             OverloadedError: the server had to stop before the end.
         """
         work = orchestrate(
-            asked.chat.request,
+            asked.parsed.request,
             asked.policy,
             self._pool,
             budget=self._budget,
@@ -130,17 +143,27 @@ class Runner:
             run_id=seen.run_id,
             origin=asked.origin,
             only_plans=only_plans,
+            resume=asked.resume,
         )
-        return await run_while_connected(
+        run = await run_while_connected(
             work,
             receive,
             self._admission,
             beat=stream.beat if stream else None,
             lend=stream.lend if stream else None,
         )
+        if run.suspended or asked.origin.wire is not None:  # the client's next request refers to it
+            await seen.wait_durable()
+        return run
 
     async def respond(
-        self, answering: Awaitable[None], seen: Follower, send: Send, *, stream: Stream | None = None
+        self,
+        answering: Awaitable[None],
+        seen: Follower,
+        send: Send,
+        *,
+        dialect: Dialect,
+        stream: Stream | None = None,
     ) -> None:
         """Wait for the answer to be sent; whatever fails becomes an error that the client can read."""
         try:
@@ -157,7 +180,7 @@ class Runner:
             log_fault(error, run_id=seen.run_id)
         else:
             return
-        await _send_failure(failure, seen, stream, send)
+        await _send_failure(failure, seen, stream, send, dialect)
 
 
 class Follower:
@@ -193,6 +216,7 @@ class Follower:
         headers = [
             (b"x-fugu-run-id", self.run_id.encode()),
             (b"x-request-id", self.run_id.encode()),  # where OpenAI's clients look for it
+            (b"request-id", self.run_id.encode()),  # and Anthropic's
             (b"x-fugu-policy", _to_header(self._policy)),
         ]
         if self._workers:
@@ -218,17 +242,19 @@ def log_fault(error: Exception, *, run_id: str | None = None) -> None:
     logger.error("run %s: %s, a fault of this program\n%s", run_id, type(error).__name__, frames)
 
 
-async def _send_failure(failure: HttpError, seen: Follower, stream: Stream | None, send: Send) -> None:
+async def _send_failure(
+    failure: HttpError, seen: Follower, stream: Stream | None, send: Send, dialect: Dialect
+) -> None:
     if stream is not None and stream.is_open:
-        await stream.break_off(failure.body)  # ends in `ClientLeft` when nobody reads it, which `_Guarded` knows
+        await stream.break_off(failure)  # ends in `ClientLeft` when nobody reads it, which `_Guarded` knows
     else:
-        await send_error(send, failure, seen.headers())
+        await send_error(send, failure, seen.headers(), body=dialect.error_body(failure, run_id=seen.run_id))
 
 
-def _find_session(headers: Headers, chat: Chat) -> str | None:
+def _find_session(headers: Headers, hint: str | None) -> str | None:
     """What groups requests into a conversation, by the ladder of what clients send; never echoed to anyone."""
     session = next((v for name in _SESSION_HEADERS if (v := find_header(headers, name))), None)
-    text = session.decode("latin-1") if session is not None else chat.cache_key
+    text = session.decode("latin-1") if session is not None else hint
     if text is not None and len(text) > _MAX_SESSION:
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
     return text or None

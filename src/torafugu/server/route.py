@@ -53,12 +53,13 @@ class Router:
         self._store = store
 
     async def answer(self, asked: Asked, receive: Receive, send: Send) -> None:
-        if asked.chat.is_stream:
-            ignored = tuple(sorted({*asked.chat.request.ignored, "stream"}))
-            request = msgspec.structs.replace(asked.chat.request, ignored=ignored)
-            asked = dataclasses.replace(asked, chat=dataclasses.replace(asked.chat, request=request))
+        parsed = asked.parsed
+        if parsed.is_stream:
+            ignored = tuple(sorted({*parsed.request.ignored, "stream"}))
+            request = msgspec.structs.replace(parsed.request, ignored=ignored)
+            asked = dataclasses.replace(asked, parsed=dataclasses.replace(parsed, request=request))
         seen = self._runner.follow(asked)
-        await self._runner.respond(self._send_route(asked, seen, receive, send), seen, send)
+        await self._runner.respond(self._send_route(asked, seen, receive, send), seen, send, dialect=asked.dialect)
 
     async def _send_route(self, asked: Asked, seen: Follower, receive: Receive, send: Send) -> None:
         run = await self._runner.run(asked, seen, receive, only_plans=True)

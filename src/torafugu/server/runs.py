@@ -47,6 +47,10 @@ class RunStore(Protocol):
         """The run with its events, or None."""
         ...
 
+    async def forget(self, run_id: str) -> bool:
+        """Drop what was said in the run; False when it still goes on or does not exist."""
+        ...
+
     async def histories(self, workers: Iterable[str]) -> Mapping[str, WorkerHistory]:
         """What the latest replies of each of these workers were like."""
         ...

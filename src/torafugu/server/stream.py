@@ -18,23 +18,23 @@ from starlette.types import Send
 from ..orchestrate import Run
 from ..pool.backend import Delta
 from ..types import Reply
-from .chat import Chunks
 from .connection import ClientLeft, Start
+from .dialect import Frames
+from .errors import HttpError
 
 __all__ = ["Stream"]
 
 _LAST_WRITE_S = 60.0  # the run is over by then, and its limit in seconds with it
-_HEARTBEAT = b": still working\n\n"
 
 
 class Stream:
     """Sends one answer. `head` gives the response headers when they are needed, knowing who was called by then."""
 
     def __init__(
-        self, send: Send, chunks: Chunks, *, head: Callable[[], list[tuple[bytes, bytes]]], heartbeat_s: float
+        self, send: Send, frames: Frames, *, head: Callable[[], list[tuple[bytes, bytes]]], heartbeat_s: float
     ) -> None:
         self._send = send
-        self._chunks = chunks
+        self._frames = frames
         self._head = head
         self._heartbeat_s = heartbeat_s
         self._clock = asyncio.get_running_loop().time
@@ -58,7 +58,7 @@ class Stream:
         self._has_text |= bool(delta.text)
         self._has_reasoning |= bool(delta.reasoning)
         self._is_mid_line = bool(delta.reasoning) and not delta.reasoning.endswith("\n")
-        self._put(self._chunks.delta(delta))
+        self._put(self._frames.delta(delta))
         await self._flush()
 
     def narrate(self, text: str) -> None:
@@ -69,7 +69,7 @@ class Stream:
         if not text or self._has_text:
             return
         start, self._is_mid_line = "\n" if self._is_mid_line else "", False
-        self._put(self._chunks.delta(Delta(reasoning=start + text)))
+        self._put(self._frames.delta(Delta(reasoning=start + text)))
         self._has_news.set()
         if self._start_beside is not None:  # most runs have nothing to tell, and spare the task
             self._start_beside(self._pump())
@@ -90,7 +90,7 @@ class Stream:
         if self._turn.locked():  # not silent: the client does not read
             return now + self._heartbeat_s
         if now - self._last_sent_at >= self._heartbeat_s:
-            self._line.append(_HEARTBEAT)
+            self._line.append(self._frames.heartbeat)
             await self._flush()
         return self._last_sent_at + self._heartbeat_s
 
@@ -104,24 +104,26 @@ class Stream:
             text="" if self._has_text else reply.text,
             reasoning="" if self._has_reasoning else reply.reasoning or "",
         )
-        frames = self._chunks.delta(rest) if rest.text or rest.reasoning else b""
-        frames += self._chunks.tool_calls(reply.tool_calls) + self._chunks.last(run, reply, policy=policy)
+        frames = self._frames.delta(rest) if rest.text or rest.reasoning else b""
+        frames += self._frames.tool_calls(reply.tool_calls) + self._frames.last(run, reply, policy=policy)
         self._put(frames)
         await self._flush_last(more_body=False)
 
-    async def break_off(self, error: bytes) -> None:
+    async def break_off(self, problem: HttpError) -> None:
         """The error frame. The caller returns without ending the body, whereupon the server closes the connection.
 
         Raises:
             ClientLeft: it does not read.
         """
-        self._line.append(b"data: " + error + b"\n\n")
+        self._line.append(self._frames.error(problem))
         await self._flush_last(more_body=True)
 
     def _put(self, frames: bytes) -> None:
+        if not frames:  # the client has no use for it
+            return
         if not self._has_role:
             self._has_role = True
-            frames = self._chunks.first() + frames
+            frames = self._frames.first() + frames
         self._line.append(frames)
 
     async def _flush_last(self, *, more_body: bool) -> None:
