@@ -19,15 +19,8 @@ from torafugu.orchestrate import Run
 from torafugu.pool import WorkerSpec
 from torafugu.pool.anthropic import build_body
 from torafugu.pool.backend import Delta, Query
-from torafugu.server.messages import (
-    PING,
-    MessageEvents,
-    MessagesRequest,
-    count_tokens,
-    error_body,
-    parse_messages,
-    run_to_body,
-)
+from torafugu.server.messages import MessagesRequest, count_tokens, parse_messages
+from torafugu.server.messages_answer import PING, MessageEvents, error_body, run_to_body
 from torafugu.types import ImagePart, Message, OtherPart, Reply, Request, Sampling, TextPart, ToolCall, Usage
 
 CLIENTS = Path(__file__).parents[2] / "shared" / "fixtures" / "clients"

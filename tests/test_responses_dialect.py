@@ -21,15 +21,8 @@ from torafugu.errors import RequestError
 from torafugu.events import Accepted, Called, Failed, Replied, Stopped, event_from_json, event_to_json
 from torafugu.orchestrate import Run
 from torafugu.pool.backend import Delta
-from torafugu.server.responses import (
-    Responses,
-    ResponsesEvents,
-    parse_responses,
-    read_responses,
-    response_id_of,
-    run_id_of,
-    run_to_body,
-)
+from torafugu.server.responses import Responses, parse_responses, read_responses
+from torafugu.server.responses_answer import ResponsesEvents, response_id_of, run_id_of, run_to_body
 from torafugu.types import ImagePart, Message, OtherPart, Reply, Request, Sampling, TextPart, ToolCall, Usage
 
 CLIENTS = Path(__file__).parents[2] / "shared" / "fixtures" / "clients"

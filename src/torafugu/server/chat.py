@@ -7,9 +7,8 @@ Parsing raises `RequestError` and nothing else, and whatever it accepts can be r
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -17,7 +16,6 @@ from ..errors import RequestError
 from ..orchestrate import Run
 from ..pool.backend import Delta
 from ..types import (
-    ImagePart,
     Json,
     Message,
     OtherPart,
@@ -27,27 +25,31 @@ from ..types import (
     Sampling,
     TextPart,
     ToolCall,
-    Usage,
 )
 from .dialect import COMMENT
 from .errors import HttpError
-from .steps import describe_steps, is_one_step
 from .toolbox import Declared, Toolbox, arguments_to_input, input_to_arguments
+from .wire import (
+    INT64,
+    MAX_IGNORED,
+    MAX_MESSAGES,
+    MAX_NAME,
+    MAX_PARTS,
+    MAX_STOPS,
+    MAX_TOOLS,
+    PENALTY,
+    check_opaque,
+    decode,
+    describe_run,
+    encode,
+    fail,
+    to_image,
+    to_request_error,
+    usage_of_others,
+)
 
-__all__ = ["DONE", "Chat", "Chunks", "describe_run", "parse_chat", "run_to_body"]
+__all__ = ["DONE", "Chat", "Chunks", "parse_chat", "run_to_body"]
 
-# Far above what any client of ours sends (agents: hundreds of messages, about 100 tools), far below what hurts.
-_MAX_MESSAGES = 10_000
-_MAX_PARTS = 1_000
-_MAX_TOOLS = 1_000
-_MAX_STOPS = 16
-_MAX_IGNORED = 100
-_MAX_NAME = 256
-_MAX_DEPTH = 64
-_INT64 = msgspec.Meta(ge=-(2**63), le=2**63 - 1)
-_PENALTY = msgspec.Meta(ge=-2, le=2)
-
-_NO_TOKENS = Usage(input_tokens=0, cached_input_tokens=0, output_tokens=0)
 
 DONE = b"data: [DONE]\n\n"
 
@@ -100,8 +102,8 @@ class _StreamOptions(msgspec.Struct):
 class _WireChat(msgspec.Struct):
     """The fields that are read."""
 
-    model: Annotated[str, msgspec.Meta(min_length=1, max_length=_MAX_NAME)]
-    messages: Annotated[list[_WireMessage], msgspec.Meta(min_length=1, max_length=_MAX_MESSAGES)]
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
+    messages: Annotated[list[_WireMessage], msgspec.Meta(min_length=1, max_length=MAX_MESSAGES)]
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**31)] | None = None
@@ -109,12 +111,12 @@ class _WireChat(msgspec.Struct):
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     stop: str | list[str] | None = None
-    seed: Annotated[int, _INT64] | None = None
-    presence_penalty: Annotated[float, _PENALTY] | None = None
-    frequency_penalty: Annotated[float, _PENALTY] | None = None
-    reasoning_effort: Annotated[str, msgspec.Meta(max_length=_MAX_NAME)] | None = None
+    seed: Annotated[int, INT64] | None = None
+    presence_penalty: Annotated[float, PENALTY] | None = None
+    frequency_penalty: Annotated[float, PENALTY] | None = None
+    reasoning_effort: Annotated[str, msgspec.Meta(max_length=MAX_NAME)] | None = None
     response_format: dict[str, Json] | None = None
-    tools: Annotated[list[dict[str, Json]], msgspec.Meta(max_length=_MAX_TOOLS)] | None = None
+    tools: Annotated[list[dict[str, Json]], msgspec.Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Json = None
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
@@ -130,8 +132,6 @@ class _WireChat(msgspec.Struct):
 
 _KNOWN = frozenset(_WireChat.__struct_fields__)
 _KNOWN_IN_MESSAGE = frozenset(_WireMessage.__struct_fields__)
-_decode = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder(decimal_format="number").encode  # USD exactly as counted
 
 
 def parse_chat(body: bytes) -> Chat:
@@ -146,9 +146,9 @@ def parse_chat(body: bytes) -> Chat:
     toolbox, tool_choice = declared.choose_chat(wire.tool_choice if declared.functions or wire.tools is None else None)
     ignored |= set(toolbox.left_out)
     tools = toolbox.functions
-    _check_opaque(wire.response_format, "response_format")
+    check_opaque(wire.response_format, "response_format")
     if wire.response_format is not None and not isinstance(wire.response_format.get("type"), str):
-        _fail("response_format.type", "expected a string")
+        fail("response_format.type", "expected a string")
     if not tools:  # they say nothing then; providers refuse them, some clients send them always
         ignored |= {f for f in ("tool_choice", "parallel_tool_calls") if getattr(wire, f) is not None}
     if wire.max_tokens is not None and wire.max_completion_tokens not in (None, wire.max_tokens):
@@ -184,77 +184,49 @@ def parse_chat(body: bytes) -> Chat:
 
 def _read_wire(body: bytes) -> tuple[_WireChat, set[str]]:
     """The fields that are read, and the names of the others."""
-    try:
-        value = _decode(body)
-    except UnicodeDecodeError as error:
-        raise _invalid_json(f"not UTF-8: {error.reason}") from None
-    except msgspec.DecodeError as error:  # its text says at which byte
-        at = f" (byte {len(body)})" if "truncated" in str(error) else ""
-        raise _invalid_json(f"{error}{at}") from None
-    except RecursionError:
-        raise _invalid_json("nested too deeply") from None
-    except ValueError:  # an integer of thousands of digits
-        raise _invalid_json("a number is out of range") from None
+    value = decode(body)
     try:
         wire = msgspec.convert(value, _WireChat)
     except msgspec.ValidationError as error:
-        raise _to_request_error(str(error)) from None
+        raise to_request_error(str(error)) from None
     ignored = value.keys() - _KNOWN
     for message in value["messages"]:
         if unread := message.keys() - _KNOWN_IN_MESSAGE:
             ignored |= {f"messages[].{name}" for name in unread}
-    if len(ignored) > _MAX_IGNORED:
-        raise RequestError(f"the body has {len(ignored)} unknown fields: expected at most {_MAX_IGNORED}")
+    if len(ignored) > MAX_IGNORED:
+        raise RequestError(f"the body has {len(ignored)} unknown fields: expected at most {MAX_IGNORED}")
     return wire, ignored
-
-
-def _invalid_json(reason: str) -> RequestError:
-    return RequestError(f"the body is not valid JSON: {reason}", code="invalid_json")
-
-
-def _to_request_error(text: str) -> RequestError:
-    """msgspec's words, with the field as clients write it: `$.messages[2].content` -> `messages[2].content`."""
-    what, _, path = text.partition(" - at `$")
-    param = path.rstrip("`").removeprefix(".")
-    if missing := re.search(r"missing required field `(\w+)`", what):
-        param = f"{param}.{missing[1]}" if param else missing[1]
-        what = "missing"
-    return RequestError(f"{param}: {what}" if param else f"the body: {what}", param=param or None)
-
-
-def _fail(param: str, problem: str, *, code: str | None = None) -> NoReturn:
-    raise RequestError(f"{param}: {problem}", param=param, code=code)
 
 
 def _refuse_unsupported(wire: _WireChat) -> None:
     if wire.n not in (None, 1):
-        _fail("n", "only 1 is supported: send the request once for each choice", code="unsupported")
+        fail("n", "only 1 is supported: send the request once for each choice", code="unsupported")
     if wire.logprobs not in (None, False):
-        _fail("logprobs", "not supported: leave it out", code="unsupported")
+        fail("logprobs", "not supported: leave it out", code="unsupported")
     if wire.top_logprobs not in (None, 0):
-        _fail("top_logprobs", "not supported: leave it out", code="unsupported")
+        fail("top_logprobs", "not supported: leave it out", code="unsupported")
     if wire.modalities not in (None, [], ["text"]):
-        _fail("modalities", "only ['text'] is supported", code="unsupported")
+        fail("modalities", "only ['text'] is supported", code="unsupported")
     if wire.audio is not None:
-        _fail("audio", "audio output is not supported: leave it out", code="unsupported")
+        fail("audio", "audio output is not supported: leave it out", code="unsupported")
     if wire.functions is not None or wire.function_call is not None:
         field = "functions" if wire.functions is not None else "function_call"
-        _fail(field, "the legacy form of tools is not supported: use `tools` and `tool_choice`", code="unsupported")
+        fail(field, "the legacy form of tools is not supported: use `tools` and `tool_choice`", code="unsupported")
 
 
 def _to_message(wire: _WireMessage, index: int, toolbox: Toolbox) -> Message:
     role, content = wire.role, wire.content
     if role == "function" or wire.function_call is not None:
         problem = "the legacy form of tool calls is not supported: use role 'tool' and `tool_calls`"
-        _fail(f"messages[{index}].{'role' if role == 'function' else 'function_call'}", problem, code="unsupported")
+        fail(f"messages[{index}].{'role' if role == 'function' else 'function_call'}", problem, code="unsupported")
     calls: tuple[ToolCall, ...] = ()
     if role == "assistant":
         calls = _to_tool_calls(wire.tool_calls, index, toolbox) if wire.tool_calls else ()
         content = wire.refusal if content is None else content
     elif role == "tool" and not wire.tool_call_id:
-        _fail(f"messages[{index}].tool_call_id", "missing: a tool's message names the call that it answers")
+        fail(f"messages[{index}].tool_call_id", "missing: a tool's message names the call that it answers")
     if content is None and not calls:
-        _fail(f"messages[{index}].content", f"missing: expected text or parts in a message of role {role!r}")
+        fail(f"messages[{index}].content", f"missing: expected text or parts in a message of role {role!r}")
     return Message(
         role=role,
         content=_to_parts(content, index) if isinstance(content, list) else content,
@@ -276,13 +248,13 @@ def _to_tool_call(call: _WireCall, where: str, toolbox: Toolbox) -> ToolCall:
         name = toolbox.spell(Declared(kind="custom", name=call.custom.name))
         return ToolCall(id=call.id, name=name, arguments=input_to_arguments(call.custom.input))
     if call.type in ("function", "custom"):
-        _fail(f"{where}.{call.type}", "missing")
-    _fail(f"{where}.type", f"{call.type!r} is not supported: expected 'function' or 'custom'", code="unsupported")
+        fail(f"{where}.{call.type}", "missing")
+    fail(f"{where}.type", f"{call.type!r} is not supported: expected 'function' or 'custom'", code="unsupported")
 
 
 def _to_parts(parts: list[dict[str, Json]], index: int) -> tuple[Part, ...]:
-    if len(parts) > _MAX_PARTS:
-        _fail(f"messages[{index}].content", f"{len(parts)} parts: expected at most {_MAX_PARTS}")
+    if len(parts) > MAX_PARTS:
+        fail(f"messages[{index}].content", f"{len(parts)} parts: expected at most {MAX_PARTS}")
     return tuple([_to_part(part, f"messages[{index}].content[{i}]") for i, part in enumerate(parts)])
 
 
@@ -291,29 +263,19 @@ def _to_part(part: dict[str, Json], where: str) -> Part:
     if kind == "text" or kind == "refusal":
         text = part.get(kind)
         if not isinstance(text, str):
-            _fail(f"{where}.{kind}", "expected a string")
+            fail(f"{where}.{kind}", "expected a string")
         return TextPart(text=text)
     if kind == "image_url":
-        return _to_image(part.get("image_url"), f"{where}.image_url")
+        return to_image(part.get("image_url"), f"{where}.image_url")
     if not isinstance(kind, str):
-        _fail(f"{where}.type", "expected a string such as 'text' or 'image_url'")
-    _check_opaque(part, where)
+        fail(f"{where}.type", "expected a string such as 'text' or 'image_url'")
+    check_opaque(part, where)
     return OtherPart(kind=kind, raw=part)
 
 
-def _to_image(value: Json, where: str) -> ImagePart:
-    url, detail = (value.get("url"), value.get("detail")) if isinstance(value, dict) else (value, None)
-    # No other schemes: the worker fetches it, and it may sit where `http:` or `file:` reach more than the client may.
-    if not isinstance(url, str) or not url[:8].lower().startswith(("https://", "data:")):
-        _fail(f"{where}.url", "expected an https: or data: URL")
-    if detail is not None and not isinstance(detail, str):
-        _fail(f"{where}.detail", "expected a string")
-    return ImagePart(url=url, detail=detail)
-
-
 def _to_stops(stop: str | list[str] | None) -> tuple[str, ...]:
-    if isinstance(stop, list) and len(stop) > _MAX_STOPS:
-        _fail("stop", f"{len(stop)} sequences: expected at most {_MAX_STOPS}")
+    if isinstance(stop, list) and len(stop) > MAX_STOPS:
+        fail("stop", f"{len(stop)} sequences: expected at most {MAX_STOPS}")
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
@@ -322,31 +284,16 @@ def _check_tools(tools: tuple[dict[str, Json], ...]) -> None:
     for i, tool in enumerate(tools):
         kind = tool.get("type")
         if not isinstance(kind, str):
-            _fail(f"tools[{i}].type", "expected a string such as 'function'")
+            fail(f"tools[{i}].type", "expected a string such as 'function'")
         if kind == "function":
             function = tool.get("function")
             if not isinstance(function, dict):
-                _fail(f"tools[{i}].function", "expected an object")
+                fail(f"tools[{i}].function", "expected an object")
             if not isinstance(function.get("name"), str) or not function["name"]:
-                _fail(f"tools[{i}].function.name", "expected a string that is not empty")
+                fail(f"tools[{i}].function.name", "expected a string that is not empty")
             if not isinstance(function.get("parameters"), dict | None):
-                _fail(f"tools[{i}].function.parameters", "expected an object (JSON Schema)")
-        _check_opaque(tool, f"tools[{i}]")
-
-
-def _check_opaque(value: Json, where: str) -> None:
-    """What is carried unread must still fit into the record, whose encoder is bounded in depth."""
-    level = [value]
-    for _ in range(_MAX_DEPTH):
-        level = [
-            item
-            for container in level
-            if isinstance(container, dict | list)
-            for item in (container.values() if isinstance(container, dict) else container)
-        ]
-        if not level:
-            return
-    _fail(where, f"nested more than {_MAX_DEPTH} levels deep")
+                fail(f"tools[{i}].function.parameters", "expected an object (JSON Schema)")
+        check_opaque(tool, f"tools[{i}]")
 
 
 def run_to_body(run: Run, reply: Reply, *, created: int, policy: str, toolbox: Toolbox = Toolbox()) -> bytes:  # noqa: B008  # frozen
@@ -362,7 +309,7 @@ def run_to_body(run: Run, reply: Reply, *, created: int, policy: str, toolbox: T
     if reply.reasoning is not None:  # two names in use: most clients read the first, gpt-oss tooling the second
         message["reasoning_content"] = message["reasoning"] = reply.reasoning
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reply.finish_reason}
-    return _encode(
+    return encode(
         {
             "id": _completion_id(run.id),
             "object": "chat.completion",
@@ -375,22 +322,6 @@ def run_to_body(run: Run, reply: Reply, *, created: int, policy: str, toolbox: T
             "fugu": describe_run(run, policy),
         }
     )
-
-
-def describe_run(run: Run, policy: str) -> dict[str, Json]:
-    """Our extension of the answer: who was called, for how much, and where to look it up. The run is over.
-
-    Its steps are told where there was more to it than one call that gave the answer.
-    """
-    assert run.stopped is not None
-    told: dict[str, Json] = {
-        "run_id": run.id,
-        "policy": policy,
-        "workers": run.workers,
-        "cost_usd": run.stopped.cost_usd,
-        "stopped_by": run.stopped.by,
-    }
-    return told if is_one_step(run.plans) else {**told, "steps": describe_steps(run)}
 
 
 def _completion_id(run_id: str) -> str:
@@ -410,7 +341,7 @@ def _from_usage(run: Run, reply: Reply) -> dict[str, Json] | None:
     own = reply.usage
     if own.input_tokens is None or own.output_tokens is None:
         return None
-    others = _usage_of_others(run, own)
+    others = usage_of_others(run, own)
     return {
         "prompt_tokens": own.input_tokens,
         "completion_tokens": own.output_tokens,
@@ -423,27 +354,11 @@ def _from_usage(run: Run, reply: Reply) -> dict[str, Json] | None:
     }
 
 
-def _usage_of_others(run: Run, own: Usage) -> Usage:
-    """Tokens of the calls other than the answer's; None where one of those did not tell."""
-    assert run.stopped is not None
-    if run.stopped.calls <= 1:
-        return _NO_TOKENS
-    total = run.stopped.usage
-
-    def rest(of_all: int | None, of_answer: int | None) -> int | None:
-        return None if of_all is None or of_answer is None else of_all - of_answer
-
-    return Usage(
-        input_tokens=rest(total.input_tokens, own.input_tokens),
-        cached_input_tokens=rest(total.cached_input_tokens, own.cached_input_tokens),
-        output_tokens=rest(total.output_tokens, own.output_tokens),
-    )
-
-
 class Chunks:
     """One streamed answer as `data:` frames. Each method returns the bytes of the next ones."""
 
     heartbeat = COMMENT
+    breaks_off = True
 
     def __init__(
         self,
@@ -456,7 +371,7 @@ class Chunks:
     ) -> None:
         head = {"id": _completion_id(run_id), "object": "chat.completion.chunk", "created": created, "model": model}
         self._toolbox = toolbox
-        self._head = b"data: " + _encode(head)[:-1]
+        self._head = b"data: " + encode(head)[:-1]
         self._include_usage = include_usage
         # When usage was asked for, every chunk but the last has it as null.
         self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
@@ -471,10 +386,10 @@ class Chunks:
         """A piece of text, of reasoning, or of both."""
         fields = []
         if delta.reasoning:
-            text = _encode(delta.reasoning)
+            text = encode(delta.reasoning)
             fields.append(b'"reasoning_content":' + text + b',"reasoning":' + text)
         if delta.text:
-            fields.append(b'"content":' + _encode(delta.text))
+            fields.append(b'"content":' + encode(delta.text))
         return self._delta_head + b",".join(fields) + self._delta_tail
 
     def tool_calls(self, calls: tuple[ToolCall, ...]) -> bytes:
@@ -482,7 +397,7 @@ class Chunks:
         frames = [
             self._delta_head
             + b'"tool_calls":'
-            + _encode([{"index": i, **_from_tool_call(call, self._toolbox)}])
+            + encode([{"index": i, **_from_tool_call(call, self._toolbox)}])
             + self._delta_tail
             for i, call in enumerate(calls)
         ]
@@ -494,9 +409,9 @@ class Chunks:
 
     def last(self, run: Run, reply: Reply, *, policy: str) -> bytes:
         """The reason of the end; then usage in a chunk without choices, if that was asked for; then the end itself."""
-        extension = b',"fugu":' + _encode(describe_run(run, policy))
-        finish = b',"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":' + _encode(reply.finish_reason)
+        extension = b',"fugu":' + encode(describe_run(run, policy))
+        finish = b',"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":' + encode(reply.finish_reason)
         if not self._include_usage:  # naive clients fail on a chunk without choices
             return self._head + finish + b"}]" + extension + b"}\n\n" + DONE
-        usage = b',"choices":[],"usage":' + _encode(_from_usage(run, reply))
+        usage = b',"choices":[],"usage":' + encode(_from_usage(run, reply))
         return self._head + finish + b"}]" + self._tail + self._head + usage + extension + b"}\n\n" + DONE

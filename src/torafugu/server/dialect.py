@@ -29,6 +29,11 @@ class Frames(Protocol):
         """What shows that the stream is alive, at any time."""
         ...
 
+    @property
+    def breaks_off(self) -> bool:
+        """The connection has to break after `error`, for clients take a clean end for success."""
+        ...
+
     def first(self) -> bytes:
         """Before anything else."""
         ...
@@ -46,7 +51,7 @@ class Frames(Protocol):
         ...
 
     def error(self, problem: HttpError) -> bytes:
-        """The end of one that failed; the connection has to break after it."""
+        """The end of one that failed."""
         ...
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..orchestrate import Run
 from ..types import Reply
-from . import messages, responses
+from . import messages, messages_answer, responses, responses_answer
 from .auth import Client
 from .chat import Chat, Chunks, parse_chat
 from .chat import run_to_body as chat_to_body
@@ -52,10 +52,10 @@ class _ResponsesForm:
     asked: responses.Responses
 
     def to_frames(self, *, run_id: str, created: int) -> Frames:
-        return responses.ResponsesEvents(self.asked, run_id=run_id, created=created)
+        return responses_answer.ResponsesEvents(self.asked, run_id=run_id, created=created)
 
     def to_body(self, run: Run, reply: Reply, *, created: int, policy: str) -> bytes:
-        return responses.run_to_body(run, reply, asked=self.asked, created=created, policy=policy)
+        return responses_answer.run_to_body(run, reply, asked=self.asked, created=created, policy=policy)
 
 
 class ResponsesDialect:
@@ -88,11 +88,11 @@ class _MessagesForm:
 
     def to_frames(self, *, run_id: str, created: int) -> Frames:
         del created  # this dialect tells no time
-        return messages.MessageEvents(run_id=run_id, asked=self.asked)
+        return messages_answer.MessageEvents(run_id=run_id, asked=self.asked)
 
     def to_body(self, run: Run, reply: Reply, *, created: int, policy: str) -> bytes:
         del created
-        return messages.run_to_body(run, reply, asked=self.asked, policy=policy)
+        return messages_answer.run_to_body(run, reply, asked=self.asked, policy=policy)
 
 
 class MessagesDialect:
@@ -106,4 +106,4 @@ class MessagesDialect:
         )
 
     def error_body(self, problem: HttpError, *, run_id: str | None) -> bytes:
-        return messages.error_body(problem, request_id=run_id)
+        return messages_answer.error_body(problem, request_id=run_id)

@@ -11,58 +11,46 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
 from ..errors import RequestError
-from ..orchestrate import Run
-from ..pool.backend import Delta
 from ..types import (
-    FinishReason,
     ImagePart,
     Json,
     Message,
     OtherPart,
     Part,
-    Reply,
     Request,
     Sampling,
     TextPart,
     ToolCall,
 )
-from .chat import (
-    _MAX_IGNORED,
-    _MAX_MESSAGES,
-    _MAX_NAME,
-    _MAX_PARTS,
-    _MAX_STOPS,
-    _MAX_TOOLS,
-    _check_opaque,
-    _decode,
-    _encode,
-    _fail,
-    _invalid_json,
-    _to_image,
-    _to_request_error,
-    _usage_of_others,
-    describe_run,
-)
 from .toolbox import Declared, Toolbox, to_function
+from .wire import (
+    MAX_IGNORED,
+    MAX_MESSAGES,
+    MAX_NAME,
+    MAX_PARTS,
+    MAX_STOPS,
+    MAX_TOOLS,
+    check_opaque,
+    decode,
+    encode,
+    fail,
+    to_image,
+    to_request_error,
+)
 
 __all__ = [
-    "PING",
     "TOKEN_COUNT_HEADERS",
-    "MessageEvents",
     "MessagesRequest",
-    "Problem",
     "Thinking",
     "count_tokens",
-    "error_body",
     "parse_messages",
-    "run_to_body",
 ]
 
 Thinking: TypeAlias = Literal["none", "omitted", "shown"]
@@ -129,15 +117,15 @@ class _Metadata(msgspec.Struct):
 class _Wire(msgspec.Struct):
     """The fields that are read."""
 
-    model: Annotated[str, msgspec.Meta(min_length=1, max_length=_MAX_NAME)]
-    messages: Annotated[list[_WireMessage], msgspec.Meta(min_length=1, max_length=_MAX_MESSAGES)]
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
+    messages: Annotated[list[_WireMessage], msgspec.Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**31)] | None = None
     system: str | list[dict[str, Json]] | None = None
     stream: bool | None = None
-    stop_sequences: Annotated[list[str], msgspec.Meta(max_length=_MAX_STOPS)] | None = None
+    stop_sequences: Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
-    tools: Annotated[list[dict[str, Json]], msgspec.Meta(max_length=_MAX_TOOLS)] | None = None
+    tools: Annotated[list[dict[str, Json]], msgspec.Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: dict[str, Json] | None = None
     thinking: dict[str, Json] | None = None
     output_config: dict[str, Json] | None = None
@@ -164,7 +152,7 @@ def parse_messages(body: bytes) -> MessagesRequest:
     """
     wire, ignored = _read_wire(body)
     if wire.max_tokens is None:
-        _fail("max_tokens", "missing: expected the most tokens that the answer may have")
+        fail("max_tokens", "missing: expected the most tokens that the answer may have")
     return _to_messages(wire, ignored)
 
 
@@ -187,14 +175,14 @@ def count_tokens(body: bytes) -> bytes:
         characters += sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
     for declared in (*request.sampling.tools, request.sampling.response_format):
         characters += 0 if declared is None else len(_to_json(declared))
-    return _encode({"input_tokens": tokens + math.ceil(characters / _CHARACTERS_PER_TOKEN)})
+    return encode({"input_tokens": tokens + math.ceil(characters / _CHARACTERS_PER_TOKEN)})
 
 
 def _to_messages(wire: _Wire, ignored: set[str]) -> MessagesRequest:
     if wire.mcp_servers not in (None, []):
-        _fail("mcp_servers", "servers of tools are not called from here: run them at the client", code="unsupported")
+        fail("mcp_servers", "servers of tools are not called from here: run them at the client", code="unsupported")
     if isinstance(wire.thread, dict) and wire.thread.get("type") != "create":
-        _fail("thread", "no conversation is kept here: send all of its messages", code="unsupported")
+        fail("thread", "no conversation is kept here: send all of its messages", code="unsupported")
     if wire.thread is not None:
         ignored.add("thread")
     reader = _Reader(ignored)
@@ -204,11 +192,11 @@ def _to_messages(wire: _Wire, ignored: set[str]) -> MessagesRequest:
     choice, is_parallel = _to_tool_choice(wire.tool_choice, toolbox, ignored)
     model = _LONG_CONTEXT.sub("", wire.model)
     if not model:
-        _fail("model", f"{wire.model!r} names none")
+        fail("model", f"{wire.model!r} names none")
     effort = _to_effort(wire, ignored)
     response_format = _to_response_format(wire)
-    if len(ignored) > _MAX_IGNORED:
-        raise RequestError(f"the body has {len(ignored)} unknown fields: expected at most {_MAX_IGNORED}")
+    if len(ignored) > MAX_IGNORED:
+        raise RequestError(f"the body has {len(ignored)} unknown fields: expected at most {MAX_IGNORED}")
     user = wire.metadata.user_id if wire.metadata is not None else None
     return MessagesRequest(
         request=Request(
@@ -238,21 +226,11 @@ def _to_messages(wire: _Wire, ignored: set[str]) -> MessagesRequest:
 
 def _read_wire(body: bytes) -> tuple[_Wire, set[str]]:
     """The fields that are read, and the names of the others."""
-    try:
-        value = _decode(body)
-    except UnicodeDecodeError as error:
-        raise _invalid_json(f"not UTF-8: {error.reason}") from None
-    except msgspec.DecodeError as error:  # its text says at which byte
-        at = f" (byte {len(body)})" if "truncated" in str(error) else ""
-        raise _invalid_json(f"{error}{at}") from None
-    except RecursionError:
-        raise _invalid_json("nested too deeply") from None
-    except ValueError:  # an integer of thousands of digits
-        raise _invalid_json("a number is out of range") from None
+    value = decode(body)
     try:
         wire = msgspec.convert(value, _Wire)
     except msgspec.ValidationError as error:
-        raise _to_request_error(str(error)) from None
+        raise to_request_error(str(error)) from None
     ignored = set(value.keys() - _KNOWN)
     for message in value["messages"]:
         ignored |= {f"messages[].{name}" for name in message.keys() - _KNOWN_IN_MESSAGE}
@@ -280,7 +258,7 @@ class _Reader:
             else:
                 messages += self._read_turn(message.role, message.content, f"messages[{i}].content")
         if all(message.role == "system" for message in messages):
-            _fail("messages", "nothing to answer: expected text, images, documents or results of tools")
+            fail("messages", "nothing to answer: expected text, images, documents or results of tools")
         return messages
 
     def _read_system(self, system: str | list[dict[str, Json]]) -> list[Message]:
@@ -290,7 +268,7 @@ class _Reader:
         for i, block in enumerate(system):
             where = f"system[{i}]"
             if _kind_of(block, where) != "text":
-                _fail(f"{where}.type", f"{block['type'][:_MAX_NAME]!r}: expected 'text'")
+                fail(f"{where}.type", f"{block['type'][:MAX_NAME]!r}: expected 'text'")
             text = _text_of(block, "text", where)
             if text.startswith(_ATTRIBUTION):
                 self._ignored.add(f"system[]:{_ATTRIBUTION.rstrip(':')}")
@@ -304,9 +282,9 @@ class _Reader:
     ) -> list[Message]:
         """Results of tools come first, each in a message of its own; then what else the turn says, if anything."""
         if not blocks:
-            _fail(where, f"empty: expected text or blocks in a message of role {role!r}")
-        if len(blocks) > _MAX_PARTS:
-            _fail(where, f"{len(blocks)} blocks: expected at most {_MAX_PARTS}")
+            fail(where, f"empty: expected text or blocks in a message of role {role!r}")
+        if len(blocks) > MAX_PARTS:
+            fail(where, f"{len(blocks)} blocks: expected at most {MAX_PARTS}")
         results: list[Message] = []
         calls: list[ToolCall] = []
         parts: list[Part] = []
@@ -315,7 +293,7 @@ class _Reader:
             kind = _kind_of(block, here)
             speaker = {"tool_use": "assistant", "tool_result": "user"}.get(kind, role)
             if speaker != role:
-                _fail(f"{here}.type", f"{kind!r} in a message of role {role!r}: expected in one of role {speaker!r}")
+                fail(f"{here}.type", f"{kind!r} in a message of role {role!r}: expected in one of role {speaker!r}")
             if kind == "tool_use":
                 calls.append(self._read_call(block, here))
             elif kind == "tool_result":
@@ -333,8 +311,8 @@ class _Reader:
         call_id, name = _name_of(block, "id", where), _name_of(block, "name", where)
         arguments = {} if block.get("input") is None else block["input"]
         if not isinstance(arguments, dict):
-            _fail(f"{where}.input", "expected an object")
-        _check_opaque(arguments, f"{where}.input")
+            fail(f"{where}.input", "expected an object")
+        check_opaque(arguments, f"{where}.input")
         self._note_unread(block, "tool_use")
         self._call_ids.add(call_id)
         return ToolCall(id=call_id, name=name, arguments=_to_json(arguments))
@@ -342,16 +320,16 @@ class _Reader:
     def _read_result(self, block: dict[str, Json], where: str) -> Message:
         call_id = _name_of(block, "tool_use_id", where)
         if call_id not in self._call_ids:
-            _fail(
+            fail(
                 f"{where}.tool_use_id",
-                f"{call_id[:_MAX_NAME]!r} answers no tool_use of an earlier turn: send the turn that made the call",
+                f"{call_id[:MAX_NAME]!r} answers no tool_use of an earlier turn: send the turn that made the call",
                 code="tool_call_not_found",
             )
         content, is_error = block.get("content"), block.get("is_error")
         if not isinstance(content, str | list | None):
-            _fail(f"{where}.content", "expected text or blocks")
+            fail(f"{where}.content", "expected text or blocks")
         if not isinstance(is_error, bool | None):
-            _fail(f"{where}.is_error", "expected true or false")
+            fail(f"{where}.is_error", "expected true or false")
         self._note_unread(block, "tool_result")
         parts: list[Part] = [TextPart(text=_TOOL_ERROR)] if is_error else []
         if isinstance(content, str):
@@ -359,7 +337,7 @@ class _Reader:
         for i, inner in enumerate(content if isinstance(content, list) else ()):
             here = f"{where}.content[{i}]"
             if not isinstance(inner, dict):
-                _fail(here, "expected an object")
+                fail(here, "expected an object")
             if (part := self._read_part(_kind_of(inner, here), inner, here)) is not None:
                 parts.append(part)
         return Message(role="tool", content=_join(parts, "tool"), tool_call_id=call_id)
@@ -377,8 +355,8 @@ class _Reader:
         if kind == "document":
             return _to_document(block, where)
         if not _TOLD.fullmatch(kind):
-            self._ignored.add(f"messages[].content[]:{kind[:_MAX_NAME]}")
-        _check_opaque(block, where)
+            self._ignored.add(f"messages[].content[]:{kind[:MAX_NAME]}")
+        check_opaque(block, where)
         told = {name: value for name, value in block.items() if name != "type"}
         return TextPart(text=f"[{kind}] {_to_json(_without_sealed(told))}\n")
 
@@ -387,10 +365,10 @@ class _Reader:
         self._note_unread(block, kind)
         tool = block.get("tool")
         if not isinstance(tool, dict):
-            _fail(f"{where}.tool", "expected an object")
+            fail(f"{where}.tool", "expected an object")
         definition = tool.get("definition") if kind == "tool_addition" else None
         if definition is not None and not isinstance(definition, dict):
-            _fail(f"{where}.tool.definition", "expected an object")
+            fail(f"{where}.tool.definition", "expected an object")
         if definition is not None and (function := self._read_tool(definition, f"{where}.tool.definition")) is not None:
             self._added[definition["name"]] = function
         name = tool.get("name") if definition is None else definition.get("name")
@@ -409,7 +387,7 @@ class _Reader:
             if function is None:
                 continue
             if tool["name"] in offered:
-                _fail(f"tools[{i}].name", f"{tool['name'][:_MAX_NAME]!r} is declared twice")
+                fail(f"tools[{i}].name", f"{tool['name'][:MAX_NAME]!r} is declared twice")
             offered[tool["name"]] = function
         offered |= self._added
         pairs = [(_named(name), function) for name, function in offered.items() if name not in self._removed]
@@ -419,18 +397,18 @@ class _Reader:
         """None for a tool that only its provider can run, or that its own models know without a schema."""
         kind, schema, description = tool.get("type"), tool.get("input_schema"), tool.get("description")
         if not isinstance(kind, str | None):
-            _fail(f"{where}.type", "expected a string such as 'custom'")
+            fail(f"{where}.type", "expected a string such as 'custom'")
         if schema is None and kind not in (None, "custom"):
-            self._left_out.append(f"{where}:{kind[:_MAX_NAME]}")
+            self._left_out.append(f"{where}:{kind[:MAX_NAME]}")
             return None
         name = _name_of(tool, "name", where)
         if not isinstance(schema, dict):
-            _fail(f"{where}.input_schema", "expected an object (JSON Schema)")
+            fail(f"{where}.input_schema", "expected an object (JSON Schema)")
         if not isinstance(description, str | None):
-            _fail(f"{where}.description", "expected a string")
+            fail(f"{where}.description", "expected a string")
         if not isinstance(tool.get("strict"), bool | None):
-            _fail(f"{where}.strict", "expected true or false")
-        _check_opaque(schema, f"{where}.input_schema")
+            fail(f"{where}.strict", "expected true or false")
+        check_opaque(schema, f"{where}.input_schema")
         self._ignored |= {f"tools[].{field}" for field in tool.keys() - _TOOL_FIELDS}
         return to_function(name, description=description, parameters=schema, strict=tool.get("strict"))
 
@@ -442,21 +420,21 @@ class _Reader:
 def _kind_of(block: dict[str, Json], where: str) -> str:
     kind = block.get("type")
     if not isinstance(kind, str):
-        _fail(f"{where}.type", "expected a string such as 'text' or 'image'")
+        fail(f"{where}.type", "expected a string such as 'text' or 'image'")
     return kind
 
 
 def _text_of(block: Mapping[str, Json], field: str, where: str) -> str:
     text = block.get(field)
     if not isinstance(text, str):
-        _fail(f"{where}.{field}", "expected a string")
+        fail(f"{where}.{field}", "expected a string")
     return text
 
 
 def _name_of(block: Mapping[str, Json], field: str, where: str) -> str:
     name = _text_of(block, field, where)
     if not name:
-        _fail(f"{where}.{field}", "expected a string that is not empty")
+        fail(f"{where}.{field}", "expected a string that is not empty")
     return name
 
 
@@ -479,7 +457,7 @@ def _to_image_part(block: dict[str, Json], where: str) -> ImagePart:
             url=f"data:{_media_type_of(source, where)};base64,{_text_of(source, 'data', f'{where}.source')}"
         )
     if source.get("type") == "url":
-        return _to_image(source, f"{where}.source")
+        return to_image(source, f"{where}.source")
     raise _unknown_source(source, where, "'base64' or 'url'")
 
 
@@ -495,11 +473,11 @@ def _to_document(block: dict[str, Json], where: str) -> Part:
         _media_type_of(source, where)
         _text_of(source, "data", f"{where}.source")
     elif kind == "url":
-        _to_image(source, f"{where}.source")  # the same addresses are safe
+        to_image(source, f"{where}.source")  # the same addresses are safe
     elif kind != "content":
         raise _unknown_source(source, where, "'base64', 'url', 'text' or 'content'")
     raw = {name: block[name] for name in ("type", "source", "title", "context") if block.get(name) is not None}
-    _check_opaque(raw, where)
+    check_opaque(raw, where)
     return OtherPart(kind="document", raw=raw)
 
 
@@ -511,14 +489,14 @@ def _entitled(block: Mapping[str, Json], text: str) -> str:
 def _source_of(block: Mapping[str, Json], where: str) -> dict[str, Json]:
     source = block.get("source")
     if not isinstance(source, dict):
-        _fail(f"{where}.source", "expected an object")
+        fail(f"{where}.source", "expected an object")
     return source
 
 
 def _media_type_of(source: Mapping[str, Json], where: str) -> str:
     media_type = _text_of(source, "media_type", f"{where}.source")
     if not _MEDIA_TYPE.fullmatch(media_type):
-        _fail(f"{where}.source.media_type", f"{media_type[:_MAX_NAME]!r}: expected one such as 'image/png'")
+        fail(f"{where}.source.media_type", f"{media_type[:MAX_NAME]!r}: expected one such as 'image/png'")
     return media_type
 
 
@@ -527,7 +505,7 @@ def _unknown_source(source: Mapping[str, Json], where: str, expected: str) -> Re
     why = "files are kept at their provider, where workers of others cannot read them" if kind == "file" else "unknown"
     param = f"{where}.source.type"
     return RequestError(
-        f"{param}: {str(kind)[:_MAX_NAME]!r}: {why}: expected {expected}", code="unsupported", param=param
+        f"{param}: {str(kind)[:MAX_NAME]!r}: {why}: expected {expected}", code="unsupported", param=param
     )
 
 
@@ -562,14 +540,14 @@ def _to_tool_choice(
         return None, None
     kind, is_single = choice.get("type"), choice.get("disable_parallel_tool_use")
     if not isinstance(is_single, bool | None):
-        _fail("tool_choice.disable_parallel_tool_use", "expected true or false")
+        fail("tool_choice.disable_parallel_tool_use", "expected true or false")
     ignored |= {f"tool_choice.{name}" for name in choice.keys() - {"type", "name", "disable_parallel_tool_use"}}
     if kind == "tool":
         wanted: Json = toolbox.force(_named(_name_of(choice, "name", "tool_choice")), where="tool_choice.name")
     elif isinstance(kind, str) and kind in _CHOICES:
         wanted = toolbox.choose_mode(_CHOICES[kind])
     else:
-        _fail("tool_choice.type", f"{str(kind)[:_MAX_NAME]!r}: expected 'auto', 'any', 'tool' or 'none'")
+        fail("tool_choice.type", f"{str(kind)[:MAX_NAME]!r}: expected 'auto', 'any', 'tool' or 'none'")
     if wanted is None:  # it says nothing without tools
         ignored.add("tool_choice")
         return None, None
@@ -588,12 +566,12 @@ def _to_effort(wire: _Wire, ignored: set[str]) -> str | None:
     ignored |= {f"output_config.{name}" for name in config.keys() - {"effort", "format"}}
     ignored |= {f"thinking.{name}" for name in thinking.keys() - {"type", "budget_tokens", "display"}}
     effort, budget = config.get("effort"), thinking.get("budget_tokens")
-    if not isinstance(effort, str | None) or len(effort or "") > _MAX_NAME:
-        _fail("output_config.effort", "expected a string such as 'high'")
+    if not isinstance(effort, str | None) or len(effort or "") > MAX_NAME:
+        fail("output_config.effort", "expected a string such as 'high'")
     if thinking and not isinstance(thinking.get("type"), str):
-        _fail("thinking.type", "expected a string such as 'enabled'")
+        fail("thinking.type", "expected a string such as 'enabled'")
     if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < 1):
-        _fail("thinking.budget_tokens", "expected an integer >= 1")
+        fail("thinking.budget_tokens", "expected an integer >= 1")
     if thinking.get("type") == "disabled":
         ignored.add("thinking")
     elif effort is None and budget is not None:
@@ -615,11 +593,11 @@ def _to_response_format(wire: _Wire) -> Json | None:
     if form is None:
         return None
     if not isinstance(form, dict) or form.get("type") != "json_schema":
-        _fail(f"{field}.type", "expected 'json_schema'")
+        fail(f"{field}.type", "expected 'json_schema'")
     schema = form.get("schema")
     if not isinstance(schema, dict):
-        _fail(f"{field}.schema", "expected an object (JSON Schema)")
-    _check_opaque(schema, f"{field}.schema")
+        fail(f"{field}.schema", "expected an object (JSON Schema)")
+    check_opaque(schema, f"{field}.schema")
     # `strict` demands more of a schema than this dialect does; one that falls short would be refused outright.
     strict = {"strict": True} if _is_strict(schema) else {}
     return {"type": "json_schema", "json_schema": {"name": "output", "schema": schema, **strict}}
@@ -650,237 +628,8 @@ def _find_session(user: str | None) -> str | None:
     if (written := _SESSION_IN_USER.search(user)) is not None:
         return written[1]
     try:
-        fields = _decode(user)
-    except (msgspec.DecodeError, RecursionError, ValueError):
+        fields = decode(user.encode())
+    except RequestError:
         return None
     session = fields.get("session_id") if isinstance(fields, dict) else None
     return session if isinstance(session, str) and session else None
-
-
-# --- what goes back ---
-
-_STOP_REASON: Mapping[FinishReason, str] = {
-    "stop": "end_turn",  # also when a stop sequence ended it: no worker tells us which
-    "length": "max_tokens",
-    "tool_calls": "tool_use",
-    "content_filter": "refusal",
-}
-
-
-def run_to_body(run: Run, reply: Reply, *, asked: MessagesRequest, policy: str) -> bytes:
-    """The whole answer as a `message` object."""
-    return _encode(
-        {
-            **_describe_message(run.id, asked),
-            "content": _to_blocks(reply, asked),
-            **_describe_end(reply),
-            "usage": {**_from_usage(run, reply), **_NO_OTHER_USAGE},
-            "fugu": describe_run(run, policy),
-        }
-    )
-
-
-def _describe_message(run_id: str, asked: MessagesRequest) -> dict[str, Json]:
-    return {"id": f"msg_{run_id}", "type": "message", "role": "assistant", "model": asked.model}
-
-
-def _to_blocks(reply: Reply, asked: MessagesRequest) -> list[dict[str, Any]]:
-    blocks: list[dict[str, Any]] = []
-    if reply.reasoning and asked.thinking != "none":
-        blocks.append(_THINKING | {"thinking": reply.reasoning if asked.thinking == "shown" else ""})
-    if reply.text or not reply.tool_calls:
-        blocks.append(_TEXT | {"text": reply.text})
-    calls = [_describe_call(call, asked) | {"input": msgspec.Raw(_object_of(call))} for call in reply.tool_calls]
-    return blocks + calls
-
-
-_THINKING = {"type": "thinking", "thinking": "", "signature": ""}
-_TEXT = {"type": "text", "text": "", "citations": None}
-# Fields of a whole message's usage that the end of a stream does not have.
-_NO_OTHER_USAGE = {"cache_creation": None, "inference_geo": None, "service_tier": None}
-
-
-def _describe_call(call: ToolCall, asked: MessagesRequest) -> dict[str, Any]:
-    return {"type": "tool_use", "id": call.id, "name": asked.toolbox.find(call.name).name, "input": {}}
-
-
-def _object_of(call: ToolCall) -> bytes:
-    arguments = call.arguments.strip() or "{}"
-    assert arguments.startswith("{"), "the pool passes on no call whose arguments are not an object"
-    return arguments.encode()
-
-
-def _describe_end(reply: Reply) -> dict[str, Json]:
-    is_refusal = reply.finish_reason == "content_filter"
-    return {
-        "stop_reason": _STOP_REASON[reply.finish_reason],
-        "stop_sequence": None,
-        "stop_details": {"type": "refusal", "category": None, "explanation": None} if is_refusal else None,
-        "container": None,
-    }
-
-
-def _from_usage(run: Run, reply: Reply) -> dict[str, Json]:
-    """The answer's own tokens, and beside them all others that the run spent.
-
-    `input_tokens` are here those that were neither read from a cache nor written into one.
-    """
-    own = reply.usage
-    others = _usage_of_others(run, own)
-    cached = (own.cached_input_tokens or 0) + (own.cache_write_tokens or 0)
-    # A provider whose cached tokens exceed the whole has not counted them into it.
-    fresh = own.input_tokens if own.input_tokens is None or cached > own.input_tokens else own.input_tokens - cached
-    thought = own.reasoning_tokens
-    unknown = [n for n, count in (("input_tokens", fresh), ("output_tokens", own.output_tokens)) if count is None]
-    return {
-        "input_tokens": fresh or 0,
-        "cache_creation_input_tokens": own.cache_write_tokens,
-        "cache_read_input_tokens": own.cached_input_tokens,
-        "output_tokens": own.output_tokens or 0,
-        "output_tokens_details": None if thought is None else {"thinking_tokens": thought},
-        "server_tool_use": None,
-        "orchestration_input_tokens": others.input_tokens,
-        "orchestration_input_cached_tokens": others.cached_input_tokens,
-        "orchestration_output_tokens": others.output_tokens,
-        **({"unknown": unknown} if unknown else {}),
-    }
-
-
-def _event(kind: str, **fields: Json) -> bytes:
-    return b"event: " + kind.encode() + b"\ndata: " + _encode({"type": kind, **fields}) + b"\n\n"
-
-
-PING = _event("ping")
-"""What this dialect sends to show that it is alive; every client skips it, also before the message has begun."""
-
-
-class MessageEvents:
-    """One streamed answer as events. Each method returns the bytes of the next ones.
-
-    Blocks come one after the other: reasoning that follows text opens a new block, as text after it does.
-    """
-
-    heartbeat = PING
-
-    def __init__(self, *, run_id: str, asked: MessagesRequest) -> None:
-        self._run_id = run_id
-        self._asked = asked
-        self._index = -1
-        self._open: Literal["thinking", "text"] | None = None
-        self._has_answer = False
-        """It has text or tool calls."""
-
-    def first(self) -> bytes:
-        """Whose turn it is, before anything is known of its tokens."""
-        message = {
-            **_describe_message(self._run_id, self._asked),
-            "content": [],
-            "stop_reason": None,
-            "stop_sequence": None,
-            "stop_details": None,
-            "container": None,
-            "usage": {
-                "input_tokens": 0,
-                "cache_creation_input_tokens": None,
-                "cache_read_input_tokens": None,
-                "output_tokens": 0,
-                "output_tokens_details": None,
-                "server_tool_use": None,
-                **_NO_OTHER_USAGE,
-            },
-        }
-        return _event("message_start", message=message) + PING
-
-    def delta(self, delta: Delta) -> bytes:
-        """A piece of reasoning, of text, or of both; nothing (`b""`) for reasoning that nobody asked for."""
-        frames = b""
-        if delta.reasoning and self._asked.thinking != "none":
-            thought = delta.reasoning if self._asked.thinking == "shown" else ""  # even so it is a sign of life
-            frames += self._enter("thinking", _THINKING) + self._piece({"type": "thinking_delta", "thinking": thought})
-        if delta.text:
-            frames += self._enter("text", _TEXT) + self._piece({"type": "text_delta", "text": delta.text})
-            self._has_answer = True
-        return frames
-
-    def tool_calls(self, calls: Iterable[ToolCall]) -> bytes:
-        """Each call whole, in a block of its own."""
-        frames = b""
-        for call in calls:
-            piece = {"type": "input_json_delta", "partial_json": _object_of(call).decode()}
-            frames += self._leave() + self._start(_describe_call(call, self._asked)) + self._piece(piece) + self._stop()
-            self._has_answer = True
-        return frames
-
-    def last(self, run: Run, reply: Reply, *, policy: str) -> bytes:
-        """The reason of the end, the tokens, what the run was; and the end itself."""
-        frames = b"" if self._has_answer else self._enter("text", _TEXT)  # clients look for a block of text
-        frames += self._leave()
-        told = {"usage": _from_usage(run, reply), "fugu": describe_run(run, policy)}
-        return frames + _event("message_delta", delta=_describe_end(reply), **told) + _event("message_stop")
-
-    def error(self, problem: Problem) -> bytes:
-        """The stream failed. Nothing may follow it, and the connection must not end cleanly."""
-        return b"event: error\ndata: " + error_body(problem, request_id=self._run_id) + b"\n\n"
-
-    def _enter(self, kind: Literal["thinking", "text"], block: dict[str, Any]) -> bytes:
-        if self._open == kind:
-            return b""
-        frames = self._leave() + self._start(block)
-        self._open = kind
-        return frames
-
-    def _leave(self) -> bytes:
-        kind, self._open = self._open, None
-        if kind is None:
-            return b""
-        signature = self._piece({"type": "signature_delta", "signature": ""}) if kind == "thinking" else b""
-        return signature + self._stop()
-
-    def _start(self, block: dict[str, Any]) -> bytes:
-        self._index += 1
-        return _event("content_block_start", index=self._index, content_block=block)
-
-    def _piece(self, delta: dict[str, Json]) -> bytes:
-        return _event("content_block_delta", index=self._index, delta=delta)
-
-    def _stop(self) -> bytes:
-        return _event("content_block_stop", index=self._index)
-
-
-class Problem(Protocol):
-    """What a client is told of an error; whose fault it was has decided its status."""
-
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def code(self) -> str: ...
-
-    @property
-    def message(self) -> str: ...
-
-
-_ERROR_TYPE: Mapping[int, str] = {
-    401: "authentication_error",
-    402: "billing_error",
-    403: "permission_error",
-    404: "not_found_error",
-    409: "conflict_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-    529: "overloaded_error",
-}
-_TOO_LONG = "prompt is too long"
-
-
-def error_body(problem: Problem, *, request_id: str | None) -> bytes:
-    """The error object of this dialect, also the data of a stream's error event."""
-    kind = _ERROR_TYPE.get(problem.status, "api_error" if problem.status >= 500 else "invalid_request_error")
-    message = problem.message
-    # Claude Code compacts the conversation when it reads these words, whatever the error's type and code.
-    if problem.code == "context_length_exceeded" and _TOO_LONG not in message.lower():
-        message = f"{_TOO_LONG}: {message}"
-    error = {"type": kind, "message": message, "code": problem.code}
-    return _encode({"type": "error", "error": error, "request_id": request_id})

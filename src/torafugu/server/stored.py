@@ -20,7 +20,8 @@ from ..store.rows import StoredRun
 from ..types import Json, Request
 from .auth import Client
 from .connection import send_json
-from .responses import Responses, response_id_of, run_id_of, run_to_body
+from .responses import Responses
+from .responses_answer import response_id_of, run_id_of, run_to_body
 from .toolbox import Toolbox
 
 __all__ = ["ResponseStore", "StoredResponses"]

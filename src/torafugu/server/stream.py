@@ -1,8 +1,9 @@
 """One answer as server-sent events, and what keeps it honest.
 
 The response head is held back until the first token or until a silence, since what fails before it gets a proper status
-that clients can retry on. A stream that fails later ends with an error frame and a connection that closes without the
-end of the body: no `[DONE]`, no finish reason, no terminating chunk, for most clients take a clean end for success.
+that clients can retry on. A stream that fails later ends with an error frame and, in most dialects, a connection that
+closes without the end of the body: no `[DONE]`, no finish reason, no terminating chunk, for most clients take a clean
+end for success.
 
 Whatever is sent is put in one line first, in the order in which it happened; whoever then has its turn at the
 connection sends all that waits. What is narrated waits there without holding up the run, for clients that read slowly.
@@ -110,13 +111,13 @@ class Stream:
         await self._flush_last(more_body=False)
 
     async def break_off(self, problem: HttpError) -> None:
-        """The error frame. The caller returns without ending the body, whereupon the server closes the connection.
+        """The error frame. Where the dialect wants that, the body is not ended, whereupon the server closes the connection.
 
         Raises:
             ClientLeft: it does not read.
         """
         self._line.append(self._frames.error(problem))
-        await self._flush_last(more_body=True)
+        await self._flush_last(more_body=self._frames.breaks_off)
 
     def _put(self, frames: bytes) -> None:
         if not frames:  # the client has no use for it
