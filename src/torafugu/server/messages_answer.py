@@ -1,4 +1,7 @@
-"""The answer in the Messages dialect: `Run` -> the message object, whole or as events; errors. What is asked: `messages.py`."""
+"""The answer in the Messages dialect: `Run` -> the message object, whole or as events; errors.
+
+What is asked: `messages.py`.
+"""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class Stream:
         await self._flush_last(more_body=False)
 
     async def break_off(self, problem: HttpError) -> None:
-        """The error frame. Where the dialect wants that, the body is not ended, whereupon the server closes the connection.
+        """The error frame. Where the dialect wants that, the body stays open, so that the server closes the connection.
 
         Raises:
             ClientLeft: it does not read.
