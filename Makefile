@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 PIP_PROJECT = -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
 
-.PHONY: demo install test check lock bench clean
+.PHONY: demo install test check lock bench clients clean
 
 demo: .venv-demo/installed  ## run the main job: profile, train, evaluate, serve, ask, show the record
 	.venv-demo/bin/fugu demo
@@ -21,6 +21,9 @@ check: .venv/installed  ## format, lint, types, layers
 
 bench: .venv/installed  ## repeat the benchmarks; see bench/README.md
 	.venv/bin/python -m bench
+
+clients: .venv/installed  ## drive the real Codex, Claude Code, opencode and aider; see clients/README.md (needs npm)
+	.venv/bin/python clients/drive.py --write
 
 lock:  ## resolve the locked requirements anew (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-package pycosat \

@@ -824,7 +824,7 @@ def test_body() -> None:
         "type": "message",
         "role": "assistant",
         "model": "fugu",
-        "content": [{"type": "text", "text": TEXT.text, "citations": None}],
+        "content": [{"type": "text", "text": TEXT.text}],
         "stop_reason": "end_turn",
         "stop_sequence": None,
         "stop_details": None,
@@ -860,7 +860,7 @@ def test_body_with_calls_and_reasoning() -> None:
     assert body["stop_reason"] == "tool_use"
     assert body["content"] == [
         {"type": "thinking", "thinking": "hm", "signature": ""},
-        {"type": "text", "text": "so", "citations": None},
+        {"type": "text", "text": "so"},
         {"type": "tool_use", "id": "c0", "name": "add", "input": {"a": Decimal("1.0"), "b": 10**29}},
         {"type": "tool_use", "id": "c1", "name": "sub", "input": {}},
     ]
@@ -949,7 +949,7 @@ def test_events_of_text() -> None:
             },
         },
         {"type": "ping"},
-        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "", "citations": None}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "a"}},
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "b"}},
         {"type": "content_block_stop", "index": 0},
@@ -1035,7 +1035,7 @@ def test_reasoning_around_text() -> None:
 def test_answer_without_words() -> None:
     """An answer without text and calls still has a block of text, streamed or not, since clients look for one."""
     reply = Reply(worker="a", text="", finish_reason="content_filter")
-    assert body_of(reply)["content"] == [{"type": "text", "text": "", "citations": None}]
+    assert body_of(reply)["content"] == [{"type": "text", "text": ""}]
     assert shape(frames(whole_stream(reply, ask())))[2:4] == ["content_block_start 0 text", "content_block_stop 0"]
 
 

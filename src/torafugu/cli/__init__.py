@@ -53,7 +53,7 @@ def _discard_stdout() -> None:
 
 def create_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    from . import demo, evaluate, route, runs, serve, setup, train
+    from . import connect, demo, evaluate, route, runs, serve, setup, train
 
     parser = argparse.ArgumentParser(
         prog="fugu",
@@ -66,6 +66,7 @@ def create_parser() -> argparse.ArgumentParser:
     demo.add_parser(commands)
     setup.add_parsers(commands)
     serve.add_parsers(commands)
+    connect.add_parser(commands)
     route.add_parser(commands)
     train.add_parsers(commands)
     evaluate.add_parser(commands)

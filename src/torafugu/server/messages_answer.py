@@ -64,7 +64,7 @@ def _to_blocks(reply: Reply, asked: MessagesRequest) -> list[dict[str, Any]]:
 
 
 _THINKING = {"type": "thinking", "thinking": "", "signature": ""}
-_TEXT = {"type": "text", "text": "", "citations": None}
+_TEXT = {"type": "text", "text": ""}
 # Fields of a whole message's usage that the end of a stream does not have.
 _NO_OTHER_USAGE = {"cache_creation": None, "inference_geo": None, "service_tier": None}
 
