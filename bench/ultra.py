@@ -100,11 +100,11 @@ async def measure(seed: int, args: argparse.Namespace) -> dict[str, Any]:
             if args.small_model:
                 played["fugu-ultra, prompted small model"] = await conduct_small(args, tests, models, spec.worker)
     encoder.close()
-    best = played["best single worker"]
+    best, fugu = played["best single worker"], played["fugu"]
     row = {
         "seed": seed,
         "n": len(tests),
-        "policies": {what: describe(episodes, best) for what, episodes in played.items()},
+        "policies": {what: describe(episodes, best, fugu) for what, episodes in played.items()},
         "seconds": round(time.time() - started),
     }
     print(json.dumps(row), file=sys.stderr, flush=True)
@@ -156,15 +156,17 @@ async def conduct_small(
         await backend.close()
 
 
-def describe(episodes: list[Episode], best: list[Episode]) -> dict[str, Any]:
-    """Beside `best`, on the tasks that both ran."""
-    ours = np.array([episode.score or 0.0 for episode in episodes])
-    theirs = np.array([episode.score or 0.0 for episode in best[: len(episodes)]])
+def describe(episodes: list[Episode], best: list[Episode], fugu: list[Episode]) -> dict[str, Any]:
+    """Beside `best` and `fugu`, on the tasks that all ran."""
+    ours, theirs, one_call = (
+        np.array([episode.score or 0.0 for episode in each[: len(episodes)]]) for each in (episodes, best, fugu)
+    )
     costs = [episode.cost_usd for episode in episodes]
     return {
         "n": len(episodes),
         "accuracy": float(ours.mean()),
         "gain": gain(ours, theirs),
+        "over_fugu": gain(ours, one_call),
         "calls": float(np.mean([episode.calls for episode in episodes])),
         "usd_per_1000": None if None in costs else float(1000 * sum(c or 0 for c in costs) / len(costs)),
         "faults": {code: sum(e.code == code for e in episodes) for code in {e.code for e in episodes if e.code}},
