@@ -96,6 +96,7 @@ def running(
     policies: Mapping[str, Policy] | None = None,
     budget: Budget = Budget(),  # noqa: B008  # frozen
     prices: Mapping[str, Prices] = MappingProxyType({"echo": Prices(input=Decimal("0.1"), output=Decimal("0.7"))}),
+    modalities: tuple[str, ...] = ("text",),
     **config: Any,
 ) -> Iterator[Server]:
     """A server until the end of the block, where it is stopped the hard way."""
@@ -108,7 +109,14 @@ def running(
         await asyncio.sleep(0)
 
     def member(id: str, backend: Backend) -> Member:
-        spec = WorkerSpec(id=id, dialect="scripted", model=f"{id}-model", context_tokens=1000, prices=prices.get(id))
+        spec = WorkerSpec(
+            id=id,
+            dialect="scripted",
+            model=f"{id}-model",
+            context_tokens=1000,
+            modalities=modalities,
+            prices=prices.get(id),
+        )
         return Member(spec=spec, backend=backend, price=resolve_price(spec))
 
     async def main() -> None:

@@ -161,12 +161,22 @@ def test_a_pool_file_is_read(tmp_path: Path) -> None:
         "prices = { input = 0.15, output = 0.60 }\n"
         'tags = { provider = "p", zero_retention = true }\n'
         "timeouts = { total_s = 30 }\n"
+        'modalities = ["text", "pdf"]\n'
+        "efforts = []\n"
+        'refuses = ["temperature"]\n'
+        "late_system = true\n"
         'extra_body = { temperature = 0.2, provider = { order = ["x"] } }\n'
     )
     (worker,) = pool("max_attempts = 2\n" + text, tmp_path).worker
     assert worker.prices.input == Decimal("0.15")
     assert worker.tags.zero_retention is True
     assert worker.timeouts.total_s == 30.0
+    assert (worker.modalities, worker.efforts, worker.refuses, worker.late_system) == (
+        ("text", "pdf"),
+        (),
+        ("temperature",),
+        True,
+    )
     assert worker.extra_body == {"temperature": 0.2, "provider": {"order": ["x"]}}
 
 
@@ -197,6 +207,14 @@ def test_a_pool_file_is_read(tmp_path: Path) -> None:
         (WORKER + "prices = { input = 1 }", "key 'output' is missing"),
         (WORKER + "context_tokens = 0", "context_tokens 0: expected at least 1"),
         (WORKER + "max_output_tokens = -5", "max_output_tokens -5: expected at least 1"),
+        (WORKER + 'modalities = ["text", "images"]', r"modalities\[1\]: 'images' is not one of 'text', 'image', 'pdf'"),
+        (WORKER + 'efforts = ["hihg"]', r"efforts\[0\]: 'hihg' is not one of 'none', 'minimal', 'low'"),
+        (
+            WORKER.replace("openai", "anthropic") + 'efforts = ["low", "none"]',
+            r"efforts\[1\]: 'none' is not one of 'low', 'medium', 'high', 'xhigh', 'max'",
+        ),
+        (WORKER + 'refuses = ["stop"]', r"refuses\[0\]: 'stop' is not one of 'temperature', 'top_p', 'seed'"),
+        (WORKER + "late_system = 1", "late_system: 1 is not true or false"),
         (WORKER + "extra_body = { stream = true }", "extra_body: 'stream' is set by the pool"),
     ],
 )

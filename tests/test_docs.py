@@ -23,6 +23,7 @@ from torafugu.orchestrate.panel import PanelConfig
 from torafugu.pool.recorded import Question, Sample
 from torafugu.pool.spec import Limits, PoolSpec, Prices, Tags, Timeouts, WorkerSpec, read_pool
 from torafugu.server.config import KeySpec, ServerConfig
+from torafugu.server.sessions import SessionsConfig
 from torafugu.store import RunRow
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,7 @@ SECTIONS = {
     "#### `[conductor]`": ConductorConfig,
     "#### `[panel]`": PanelConfig,
     "#### `[budget]`": Budget,
+    "#### `[sessions]`": SessionsConfig,
     "#### Local workers": GeneratorOptions,
     "### pool.toml": PoolSpec,
     "#### `[[worker]]`": WorkerSpec,

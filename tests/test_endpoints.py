@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from serving import KEY, Server, running
 from test_conductor import script, write
 from test_pending import calls
 from torafugu.errors import WorkerError
+from torafugu.orchestrate import Run
 from torafugu.orchestrate.conductor import Conductor, ConductorConfig
-from torafugu.pool import Backend, Failing, Scripted
+from torafugu.pool import Backend, Failing, Prices, Scripted
 from torafugu.server import KeySpec
+from torafugu.types import Answer, Plan, Step
 
 OTHER = "sk-other-" + "o" * 32
 ECHO = {"echo": Scripted(lambda query: f"You said: {query.messages[-1].text}", usage=USAGE, pieces=3)}
@@ -353,3 +356,60 @@ def test_tools_over_messages(tmp_path: Path) -> None:
         ]
         _, _, second = server.request("POST", "/v1/messages", json.loads(json.dumps(body, default=float)))
     assert [block["text"] for block in second["content"] if block["type"] == "text"] == ["MENDED"]
+
+
+# --- sessions and housekeeping ---
+
+CHEAP = {"a": Prices(input=Decimal(1), output=Decimal(1)), "b": Prices(input=Decimal(9), output=Decimal(9))}
+
+
+class Notes:
+    """A policy like the selector: one worker, and what it was told of the session."""
+
+    id = "fugu@test"
+
+    async def decide(self, run: Run) -> Plan | Answer:
+        if run.replies:
+            return Answer(step=0)
+        warm = run.request.warm
+        return Plan(steps=(Step(id=0, worker="b", is_final=True),), notes={"warm": warm.worker if warm else None})
+
+
+def notes_of(server: Server, answer: Any, headers: Mapping[str, str]) -> Any:
+    """What the policy put on record, which is written behind the answer."""
+    while True:
+        record = server.request("GET", f"/v1/runs/{answer['fugu']['run_id']}", headers=headers)[2]
+        planned = [e["event"]["plan"] for e in record.get("events", ()) if e["event"]["kind"] == "planned"]
+        if planned:
+            return planned[0].get("notes")
+        time.sleep(0.01)
+
+
+def test_session_is_warm(tmp_path: Path) -> None:
+    """A policy is told which worker has the conversation's cache: of the same session and key, after a reply."""
+    keys = (key("one", KEY), key("two", OTHER))
+    backends = {"a": script(), "b": Scripted(lambda query: "ok", usage=USAGE)}
+    with running(tmp_path, backends, policies={"fugu": Notes()}, keys=keys) as server:
+        for who, session, warm in ((KEY, "s", None), (KEY, "s", "b"), (KEY, "t", None), (OTHER, "s", None)):
+            headers = {**bearer(who), "x-session-id": session}
+            body = {"model": "fugu", "messages": [{"role": "user", "content": "hi"}]}
+            _, _, answer = server.request("POST", "/v1/chat/completions", body, headers)
+            assert notes_of(server, answer, headers) == {"warm": warm}
+
+
+def test_housekeeping_goes_to_the_cheapest(tmp_path: Path) -> None:
+    """A title that opencode asks for beside the conversation never reaches the policy."""
+    backends = {"a": script("A title"), "b": Scripted(lambda query: "ok", usage=USAGE)}
+    title = [
+        {"role": "system", "content": "You are a title generator. You output ONLY a thread title."},
+        {"role": "user", "content": "Generate a title for this conversation:"},
+        {"role": "user", "content": "How do I sort a list?"},
+    ]
+    with running(tmp_path, backends, policies={"fugu": Notes()}, prices=CHEAP) as server:
+        body = {"model": "fugu", "messages": title}
+        agent = {"user-agent": "opencode/1.18.33 ai-sdk"}
+        _, headers, answer = server.request("POST", "/v1/chat/completions", body, agent)
+        assert (headers["x-fugu-workers"], headers["x-fugu-policy"]) == ("a", "housekeeping:a")
+        assert notes_of(server, answer, {}) == {"housekeeping": "opencode: title"}
+        _, headers, _ = server.request("POST", "/v1/chat/completions", body)
+        assert headers["x-fugu-workers"] == "b"

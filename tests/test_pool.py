@@ -33,7 +33,7 @@ from torafugu.pool import (
 )
 from torafugu.pool.limits import Gate
 from torafugu.pool.purse import DROPPED, IMPOSED_OUTPUT_TOKENS, BudgetEnded, Purse, Spend
-from torafugu.types import ImagePart, Message, Reply, Sampling, TextPart, ToolCall, Usage
+from torafugu.types import ImagePart, Message, OtherPart, Reply, Sampling, TextPart, ToolCall, Usage
 
 QUERY = Query(messages=(Message(role="user", content="hi"),))
 USAGE = Usage(input_tokens=1000, output_tokens=100)
@@ -708,6 +708,84 @@ def test_a_worker_that_cannot_take_the_query_is_not_asked(
         error = await bench.fail("a", query=query)
         assert isinstance(error, RequestError)
         assert (error.status, error.code) == (400, "unsupported")
+
+    run(work)
+
+
+def other(kind: str, **raw: Any) -> Query:
+    return Query(messages=(Message(role="user", content=(OtherPart(kind=kind, raw={"type": kind, **raw}),)),))
+
+
+PDF_SOURCE = {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0x"}
+PDF_FILE = {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERi0x"}
+DOC_FILE = {"filename": "a.doc", "file_data": "data:application/msword;base64,AA=="}
+URL_SOURCE = {"type": "url", "url": "https://x/y.pdf"}
+IMAGE_BLOCK = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
+
+
+@pytest.mark.parametrize(
+    ("query", "takers", "what"),
+    [
+        (other("document", source=PDF_SOURCE), {"openai-pdf", "anthropic-pdf", "scripted-pdf"}, "PDFs"),
+        (other("file", file=PDF_FILE), {"openai-pdf", "anthropic-pdf", "scripted-pdf"}, "PDFs"),
+        (other("document", source=URL_SOURCE), {"anthropic-pdf"}, "documents by reference"),
+        (other("document"), {"anthropic-pdf"}, "documents by reference"),
+        (
+            other("document", source=PDF_SOURCE | {"media_type": "application/msword"}),
+            {"anthropic-pdf"},
+            "documents of type 'application/msword'",
+        ),
+        (other("file", file={"file_id": "f1"}), {"openai-pdf"}, "files by reference"),
+        (other("file", file=DOC_FILE), {"openai-pdf"}, "files of type 'application/msword'"),
+        (other("input_audio"), {"openai-audio"}, "audio"),
+        (other("video_url"), {"openai", "openai-pdf", "openai-audio"}, "parts of type 'video_url'"),
+        (
+            other("document", source={"type": "content", "content": [IMAGE_BLOCK]}),
+            set(),
+            "images",
+        ),
+        (other("document", source={"type": "text", "data": "hi"}), None, ""),
+        (other("file", file={"file_data": "data:text/plain;base64,aGk="}), None, ""),
+    ],
+)
+def test_only_those_are_asked_who_can_take_every_part(query: Query, takers: set[str] | None, what: str) -> None:
+    """By what they declare, and by the dialects that have a form for it; text in any wrapping everyone takes."""
+    fields: dict[str, dict[str, Any]] = {
+        f"{dialect}{'-' if modality else ''}{modality}": {
+            "dialect": dialect,
+            "modalities": ("text", modality) if modality else ("text",),
+        }
+        for dialect in ("openai", "anthropic", "scripted")
+        for modality in ("", "pdf", "audio")
+    }
+
+    async def work() -> None:
+        for name, spec in fields.items():
+            bench = Bench({name: well()}, **{name: spec})
+            if takers is None or name in takers:
+                assert (await bench.ask(query=query)).worker == name
+                continue
+            error = await bench.fail(query=query)
+            assert isinstance(error, RequestError)
+            assert (error.code, error.param) == ("unsupported", "messages")
+            assert str(error) == f"none of the workers {name} takes {what}"
+            assert [f.message for f in bench.failed] == [f"worker {name!r} is not asked: it takes no {what}"]
+
+    run(work)
+
+
+def test_all_that_is_missing_is_named() -> None:
+    """The client learns everything that the request needs, each once."""
+
+    async def work() -> None:
+        messages = (*WITH_IMAGE.messages, *WITH_IMAGE.messages, *other("file", file=PDF_FILE).messages)
+        query = Query(messages=messages, sampling=WITH_TOOLS.sampling)
+        error = await Bench({"a": well()}).fail(query=query)
+        assert str(error) == "none of the workers a takes images and PDFs and tools"
+        assert isinstance(error, RequestError)
+        lonely = await Bench({"a": well()}, a={"tools": False}).fail(query=WITH_TOOLS)
+        assert isinstance(lonely, RequestError)
+        assert (error.param, lonely.param) == ("messages", "tools")
 
     run(work)
 

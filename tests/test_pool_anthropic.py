@@ -14,6 +14,7 @@ from torafugu.pool.spec import WorkerSpec
 from torafugu.types import ImagePart, Message, OtherPart, Sampling, TextPart, ToolCall, Usage
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+CLOSED = {**SCHEMA, "additionalProperties": False}
 TOOL = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": SCHEMA}}
 
 
@@ -46,31 +47,116 @@ def test_the_output_limit_is_decided_in_one_place(worker_limit: int | None, aske
 def test_sampling_is_translated() -> None:
     """What has a word there is sent under it; extra_body has the last word."""
     sent = body(
-        worker=spec(extra_body={"thinking": {"type": "adaptive"}, "top_p": 0.2}),
+        worker=spec(extra_body={"thinking": {"type": "adaptive"}, "top_k": 5}),
         stream=True,
-        temperature=0.5,
         top_p=0.9,
         stop=("END", "STOP"),
         response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}},
     )
-    assert sent["temperature"] == 0.5
-    assert sent["top_p"] == 0.2
+    assert sent["top_p"] == 0.9
+    assert sent["top_k"] == 5
     assert sent["stop_sequences"] == ["END", "STOP"]
-    assert sent["output_config"] == {"format": {"type": "json_schema", "schema": SCHEMA}}
+    assert sent["output_config"] == {"format": {"type": "json_schema", "schema": CLOSED}}
     assert sent["thinking"] == {"type": "adaptive"}
     assert sent["stream"] is True
 
 
-def test_system_turns_are_lifted_out_wherever_they_stand() -> None:
-    """System and developer turns become the system prompt, in order, and leave no gap in the conversation."""
-    sent = body(
-        Message(role="system", content="one"),
-        Message(role="user", content="a"),
-        Message(role="developer", content=(TextPart(text="two"),)),
-        Message(role="user", content="b"),
-    )
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({"temperature": 0.5}, {"temperature": 0.5}),
+        ({"temperature": 1.7}, {"temperature": 1.0}),
+        ({"temperature": 0.0, "top_p": 0.9}, {"temperature": 0.0}),
+        ({"top_p": 0.9}, {"top_p": 0.9}),
+    ],
+)
+def test_temperature_is_said_as_they_take_it(asked: dict[str, float], sent: dict[str, float]) -> None:
+    """Their scale ends at 1, and of temperature and top_p they take one."""
+    wire = body(**asked)
+    assert {name: wire[name] for name in ("temperature", "top_p") if name in wire} == sent
+
+
+@pytest.mark.parametrize(
+    ("efforts", "asked", "sent"),
+    [
+        (None, "high", None),
+        ((), "high", None),
+        (("low", "medium", "high", "max"), "high", "high"),
+        (("low", "medium", "high", "max"), "xhigh", "high"),
+        (("low", "medium", "high"), "max", "high"),
+        (("low", "high"), "none", "low"),
+        (("low", "high"), "minimal", "low"),
+        (("low", "high"), None, None),
+        (("low", "high"), "ultra", None),
+    ],
+)
+def test_an_effort_is_sent_where_it_is_known(efforts: Any, asked: str | None, sent: str | None) -> None:
+    """What a client asks for becomes the nearest that the model is declared to know; undeclared, nothing is sent."""
+    wire = body(worker=spec(efforts=efforts), reasoning_effort=asked)
+    assert wire.get("output_config") == (None if sent is None else {"effort": sent})
+
+
+def test_an_effort_and_a_schema_share_their_place() -> None:
+    """Both stand in one object."""
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
+    wire = body(worker=spec(efforts=("low",)), reasoning_effort="high", response_format=form)
+    assert wire["output_config"] == {"effort": "low", "format": {"type": "json_schema", "schema": CLOSED}}
+
+
+def test_what_a_model_refuses_is_left_out() -> None:
+    """Declared hints are not sent, whoever asks for them."""
+    wire = body(worker=spec(refuses=("temperature", "top_p")), temperature=0.5, top_p=0.5, stop=("x",))
+    assert set(wire) == {"model", "max_tokens", "messages", "stop_sequences"}
+
+
+LATE = (
+    Message(role="system", content="one"),
+    Message(role="developer", content=(TextPart(text="two"),)),
+    Message(role="user", content="a"),
+    Message(role="system", content="three"),
+    Message(role="assistant", content="b"),
+    Message(role="system", content="four"),
+    Message(role="user", content="c"),
+    Message(role="system", content="five"),
+    Message(role="system", content=" "),
+)
+
+
+def test_system_messages_keep_their_place() -> None:
+    """The leading ones are the system prompt; later ones are marked, and stay behind what they followed."""
+    sent = body(*LATE)
     assert sent["system"] == "one\n\ntwo"
-    assert sent["messages"] == [{"role": "user", "content": [text("a"), text("b")]}]
+    assert sent["messages"] == [
+        {"role": "user", "content": [text("a"), text("<system_message>\nthree\n</system_message>")]},
+        {"role": "assistant", "content": [text("b")]},
+        {
+            "role": "user",
+            "content": [
+                text("<system_message>\nfour\n</system_message>"),
+                text("c"),
+                text("<system_message>\nfive\n</system_message>"),
+            ],
+        },
+    ]
+
+
+def test_system_messages_are_sent_as_such_where_the_model_takes_them() -> None:
+    """Between the user and the assistant, and at the end: elsewhere they are refused, and marked instead."""
+    sent = body(*LATE, worker=spec(late_system=True))
+    assert sent["messages"] == [
+        {"role": "user", "content": [text("a")]},
+        {"role": "system", "content": [text("three")]},
+        {"role": "assistant", "content": [text("b")]},
+        {"role": "user", "content": [text("<system_message>\nfour\n</system_message>"), text("c")]},
+        {"role": "system", "content": [text("five")]},
+    ]
+
+
+def test_a_system_prompt_alone_is_what_is_asked() -> None:
+    """They demand a turn of the user's."""
+    sent = body(Message(role="system", content="Write a poem."))
+    assert "system" not in sent
+    assert sent["messages"] == [{"role": "user", "content": [text("Write a poem.")]}]
 
 
 def test_tool_calls_and_their_results_are_translated() -> None:
@@ -115,30 +201,131 @@ def test_tool_calls_and_their_results_are_translated() -> None:
 
 
 def test_images_and_other_parts() -> None:
-    """An inline image is sent as base64, other parts verbatim, and empty text, which they refuse, not at all."""
+    """An inline image is sent as base64, their own parts verbatim, and blank text, which they refuse, not at all."""
     document = {"type": "document", "source": {"type": "text", "data": "d"}}
     sent = body(
         Message(role="user", content=""),
         Message(
             role="user",
             content=(
-                TextPart(text=""),
+                TextPart(text=" \n"),
                 ImagePart(url="data:image/png;name=x;base64,AAEC"),
+                ImagePart(url="DATA:image/jpg;base64,AAEC"),
                 OtherPart(kind="document", raw=document),
             ),
         ),
-        Message(role="assistant", content=""),
-        Message(role="user", content="go on"),
     )
     assert sent["messages"] == [
         {
             "role": "user",
             "content": [
                 {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAEC"}},
+                {"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": "AAEC"}},
                 document,
-                text("go on"),
             ],
         }
+    ]
+
+
+EMPTY = text("(empty)")
+
+
+@pytest.mark.parametrize(
+    ("said", "sent"),
+    [
+        ([], [("user", [EMPTY])]),
+        ([("user", "")], [("user", [EMPTY])]),
+        ([("user", " "), ("user", "go")], [("user", [text("go")])]),
+        (
+            [("user", "a"), ("assistant", ""), ("user", "b")],
+            [("user", [text("a")]), ("assistant", [EMPTY]), ("user", [text("b")])],
+        ),
+        (
+            [("assistant", "hello"), ("user", "a")],
+            [("user", [EMPTY]), ("assistant", [text("hello")]), ("user", [text("a")])],
+        ),
+        ([("user", "a"), ("assistant", "It is \n")], [("user", [text("a")]), ("assistant", [text("It is")])]),
+        ([("user", "a"), ("assistant", " ")], [("user", [text("a")])]),
+        (
+            [("user", "a"), ("assistant", "b"), ("assistant", "c"), ("user", "d")],
+            [("user", [text("a")]), ("assistant", [text("b\n\nc")]), ("user", [text("d")])],
+        ),
+    ],
+)
+def test_turns_are_such_as_they_take(said: list[tuple[Any, str]], sent: list[tuple[str, Any]]) -> None:
+    """The user begins, sides alternate, no turn is empty, and a begun answer does not end in a blank."""
+    query = Query(messages=tuple(Message(role=role, content=content) for role, content in said))
+    wire = build_body(spec(), query, False)
+    assert wire["messages"] == [{"role": role, "content": content} for role, content in sent]
+
+
+def test_results_stand_right_behind_their_calls() -> None:
+    """What came between, and images of who may not send them, follow; ids that they refuse or had before are others."""
+    image = ImagePart(url="https://x/y.png")
+    sent = body(
+        Message(role="user", content="look"),
+        Message(
+            role="assistant",
+            content=(TextPart(text="I look."), image),
+            tool_calls=(
+                ToolCall(id="functions.look:0", name="look", arguments="{}"),
+                ToolCall(id="t1", name="look", arguments=" "),
+            ),
+        ),
+        Message(role="system", content="be quick"),
+        Message(role="tool", tool_call_id="t1", content=" "),
+        Message(role="tool", tool_call_id="functions.look:0", content="a cat"),
+        Message(role="assistant", content=None, tool_calls=(ToolCall(id="t1", name="look", arguments="{}"),)),
+        Message(role="tool", tool_call_id="t1", content="a dog"),
+    )["messages"]
+    first, second = (block["id"] for block in sent[1]["content"][1:])
+    third = sent[3]["content"][0]["id"]
+    assert second == "t1"
+    assert len({first, second, third}) == 3
+    assert all(id.isalnum() for id in (first, third))
+    assert sent == [
+        {"role": "user", "content": [text("look")]},
+        {
+            "role": "assistant",
+            "content": [
+                text("I look.\n[image: see the user's next message]"),
+                {"type": "tool_use", "id": first, "name": "look", "input": {}},
+                {"type": "tool_use", "id": second, "name": "look", "input": {}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": second},
+                {"type": "tool_result", "tool_use_id": first, "content": [text("a cat")]},
+                text("<system_message>\nbe quick\n</system_message>"),
+                text("[image of the assistant's message]"),
+                {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}},
+            ],
+        },
+        {"role": "assistant", "content": [{"type": "tool_use", "id": third, "name": "look", "input": {}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": third, "content": [text("a dog")]}]},
+    ]
+
+
+def test_a_conversation_with_calls_names_its_tools() -> None:
+    """They refuse it otherwise; none of them may be called."""
+    called = Message(role="assistant", content=None, tool_calls=(ToolCall(id="t1", name="look", arguments="{}"),))
+    wire = body(Message(role="user", content="a"), called, Message(role="tool", tool_call_id="t1", content="b"))
+    assert wire["tools"] == [{"name": "look", "input_schema": {"type": "object", "properties": {}}}]
+    assert wire["tool_choice"] == {"type": "none"}
+
+
+def test_a_file_of_openai_s_is_a_document() -> None:
+    """A PDF with its name; a text file is text."""
+    pdf = {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERi0x"}}
+    note = {"type": "file", "file": {"filename": "n.txt", "file_data": "data:text/plain;charset=utf-8;base64,aGk="}}
+    parts = (OtherPart(kind="file", raw=pdf), OtherPart(kind="file", raw=note))
+    sent = body(Message(role="user", content=parts))
+    source = {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0x"}
+    assert sent["messages"][0]["content"] == [
+        {"type": "document", "source": source, "title": "a.pdf"},
+        text("n.txt\n\nhi"),
     ]
 
 
@@ -188,6 +375,43 @@ def test_what_cannot_be_said_in_this_dialect_is_refused(query: Query) -> None:
     with pytest.raises(WorkerError, match="cannot be asked") as caught:
         build_body(spec(), query, False)
     assert caught.value.code == "rejected"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        OtherPart(kind="input_audio", raw={"type": "input_audio"}),
+        OtherPart(kind="file", raw={"type": "file", "file": {"file_id": "f1"}}),
+        OtherPart(kind="file", raw=None),
+    ],
+)
+def test_a_part_without_a_form_here_is_refused(part: OtherPart) -> None:
+    """It is never sent as it is, nor dropped."""
+    with pytest.raises(WorkerError, match="has no form in this dialect") as caught:
+        body(Message(role="user", content=(part,)))
+    assert caught.value.code == "rejected"
+
+
+@pytest.mark.parametrize(
+    ("function", "sent"),
+    [
+        ({"strict": False, "parameters": SCHEMA}, {"input_schema": SCHEMA}),
+        ({"strict": True, "parameters": SCHEMA}, {"input_schema": CLOSED, "strict": True}),
+        ({"parameters": {}}, {"input_schema": {"type": "object", "properties": {}}}),
+        (
+            {"description": "Adds.", "strict": True, "parameters": {**SCHEMA, "anyOf": [{"required": ["a"]}]}},
+            {
+                "input_schema": SCHEMA,
+                "description": "Adds.\n\nThe arguments also have to match this JSON Schema: "
+                '{"anyOf":[{"required":["a"]}]}',
+            },
+        ),
+    ],
+)
+def test_schemas_are_such_as_they_take(function: dict[str, Any], sent: dict[str, Any]) -> None:
+    """Strict is said where it is meant, and closes objects; what may not stand at the top is said in words."""
+    wire = body(tools=({"type": "function", "function": {"name": "add", **function}},))
+    assert wire["tools"] == [{"name": "add", **sent}]
 
 
 def answer(**fields: Any) -> dict[str, Any]:

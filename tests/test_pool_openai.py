@@ -148,6 +148,237 @@ def test_openai_itself_is_told_of_developers() -> None:
     assert build_body(spec(base_url=None), query, False)["messages"][0]["role"] == "developer"
 
 
+CALLED = Message(role="assistant", content=None, tool_calls=(ToolCall(id="t1", name="look", arguments="{}"),))
+PDF = {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0x"}
+
+
+def roles_and_contents(base_url: str | None, *messages: Message, **fields: Any) -> list[tuple[str, Any]]:
+    body = build_body(spec(base_url=base_url, **fields), ask(*messages), False)
+    return [(message["role"], message["content"]) for message in body["messages"]]
+
+
+def test_an_image_of_a_tool_is_the_user_s() -> None:
+    """It follows behind all results of the turn, named by its call, and joins what the user says next."""
+    image = ImagePart(url="https://x/y.png")
+    messages = build_body(
+        spec(),
+        ask(
+            Message(role="user", content="look"),
+            Message(
+                role="assistant",
+                content=None,
+                tool_calls=tuple(ToolCall(id=id, name="look", arguments="{}") for id in ("t1", "t2")),
+            ),
+            Message(role="tool", tool_call_id="t1", content=(TextPart(text="see"), image)),
+            Message(role="tool", tool_call_id="t2", content=(image,)),
+            Message(role="user", content="well?"),
+        ),
+        False,
+    )["messages"]
+    wire = {"type": "image_url", "image_url": {"url": "https://x/y.png"}}
+    assert messages[2:] == [
+        {"role": "tool", "tool_call_id": "t1", "content": "see\n[image: see the user's next message]"},
+        {"role": "tool", "tool_call_id": "t2", "content": "[image: see the user's next message]"},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "[image of tool call t1]"},
+                wire,
+                {"type": "text", "text": "[image of tool call t2]"},
+                wire,
+                {"type": "text", "text": "well?"},
+            ],
+        },
+    ]
+
+
+SYSTEMS = (
+    Message(role="system", content="one"),
+    Message(role="developer", content=(TextPart(text="two"), TextPart(text="more"))),
+    Message(role="user", content="a"),
+    Message(role="system", content="late"),
+    Message(role="assistant", content="b"),
+    Message(role="user", content="c"),
+    Message(role="user", content=(TextPart(text="d"),)),
+)
+
+
+def test_openai_takes_system_messages_where_they_stand() -> None:
+    """Nothing is merged or marked there."""
+    assert roles_and_contents(None, *SYSTEMS) == [
+        ("system", "one"),
+        ("developer", "two\nmore"),
+        ("user", "a"),
+        ("system", "late"),
+        ("assistant", "b"),
+        ("user", "c"),
+        ("user", [{"type": "text", "text": "d"}]),
+    ]
+
+
+def test_others_get_one_system_message_and_alternating_turns() -> None:
+    """Chat templates refuse a second or late system message, and two turns of one side in a row."""
+    assert roles_and_contents("http://x/v1", *SYSTEMS) == [
+        ("system", "one\n\ntwo\nmore"),
+        ("user", "a\n\n<system_message>\nlate\n</system_message>"),
+        ("assistant", "b"),
+        ("user", [{"type": "text", "text": "c"}, {"type": "text", "text": "d"}]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("base_url", "takes_late", "roles"),
+    [
+        ("http://x/v1", True, ["system", "system", "user", "system", "assistant", "user"]),
+        (None, False, ["system", "user", "user", "assistant", "user", "user"]),
+    ],
+)
+def test_a_worker_says_itself_where_system_messages_may_stand(
+    base_url: str | None, takes_late: bool, roles: list[str]
+) -> None:
+    """Its declaration goes before what is known of its server."""
+    sent = roles_and_contents(base_url, *SYSTEMS, late_system=takes_late)
+    assert [role for role, _ in sent] == roles
+
+
+def test_speakers_of_different_names_stay_apart() -> None:
+    """What two people say is not merged into one's words."""
+    ann, bob = (Message(role="user", name=name, content="hi") for name in ("ann", "bob"))
+    assert len(roles_and_contents("http://x/v1", ann, ann, bob)) == 2
+
+
+def test_a_system_prompt_alone_is_what_is_asked() -> None:
+    """Chat templates demand a user; OpenAI itself does not."""
+    alone = Message(role="system", content="Write a poem.")
+    assert roles_and_contents("http://x/v1", alone) == [("user", "Write a poem.")]
+    assert roles_and_contents(None, alone) == [("system", "Write a poem.")]
+
+
+def test_mistral_gets_what_it_takes() -> None:
+    """Ids of nine letters and digits, which results share, and no user right after a tool."""
+    said = (CALLED, Message(role="tool", tool_call_id="t1", content="cat"), Message(role="user", content="and?"))
+    messages = build_body(spec(base_url="https://api.mistral.ai/v1"), ask(*said), False)["messages"]
+    assert [message["role"] for message in messages] == ["assistant", "tool", "assistant", "user"]
+    id = messages[0]["tool_calls"][0]["id"]
+    assert len(id) == 9
+    assert id.isalnum()
+    assert messages[1]["tool_call_id"] == id
+
+
+def test_an_id_that_is_too_long_is_another() -> None:
+    """OpenAI takes 40 characters; the call and its result keep one id, the same in every request."""
+    long = Message(role="assistant", content=None, tool_calls=(ToolCall(id="t" * 41, name="look", arguments="{}"),))
+    query = ask(long, Message(role="tool", tool_call_id="t" * 41, content="cat"))
+    first, again = (build_body(spec(base_url=None), query, False)["messages"] for _ in range(2))
+    assert first == again
+    assert first[0]["tool_calls"][0]["id"] == first[1]["tool_call_id"] != "t" * 41
+
+
+def test_a_document_of_anthropic_s_is_a_file() -> None:
+    """A PDF with a name, which OpenAI demands, and what was said about it; a text is text, and an image an image."""
+    content = [{"type": "text", "text": "t"}, {"type": "image", "source": PDF | {"media_type": "image/png"}}]
+    parts = [
+        {"type": "document", "title": "a report", "context": "of May", "source": PDF},
+        {"type": "document", "source": PDF},
+        {"type": "document", "title": "n", "source": {"type": "text", "media_type": "text/plain", "data": "hi"}},
+        {"type": "document", "source": {"type": "content", "content": content}},
+    ]
+    asked = Message(role="user", content=tuple(OtherPart(kind="document", raw=raw) for raw in parts))
+    data = "data:application/pdf;base64,JVBERi0x"
+    assert roles_and_contents(None, asked)[0][1] == [
+        {"type": "text", "text": "of May"},
+        {"type": "file", "file": {"filename": "a report.pdf", "file_data": data}},
+        {"type": "file", "file": {"filename": "document.pdf", "file_data": data}},
+        {"type": "text", "text": "n\n\nhi"},
+        {"type": "text", "text": "t"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,JVBERi0x"}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "sent"),
+    [
+        ("file", {"type": "file", "file": {"file_id": "f1"}}, {"file_id": "f1"}),
+        ("input_file", {"type": "input_file", "file_id": "f1"}, {"file_id": "f1"}),
+        (
+            "file",
+            {"type": "file", "file": {"file_data": "JVBERi0x"}},
+            {"filename": "document.pdf", "file_data": "data:application/pdf;base64,JVBERi0x"},
+        ),
+        (
+            "file",
+            {"type": "file", "file": {"filename": "a.docx", "file_data": "data:application/msword;base64,AA=="}},
+            {"filename": "a.docx", "file_data": "data:application/msword;base64,AA=="},
+        ),
+    ],
+)
+def test_files_are_sent_in_the_form_of_chat_completions(kind: str, raw: Any, sent: Any) -> None:
+    """A file by id or of any type as it came; of a PDF what clients leave out is added."""
+    asked = Message(role="user", content=(OtherPart(kind=kind, raw=raw),))
+    assert roles_and_contents("http://x/v1", asked) == [("user", [{"type": "file", "file": sent}])]
+
+
+def test_a_document_without_a_form_here_is_refused() -> None:
+    """One by address is never sent as it is, nor dropped."""
+    raw = {"type": "document", "source": {"type": "url", "url": "https://x/y.pdf"}}
+    with pytest.raises(WorkerError, match="part of type 'document' that has no form in this dialect") as caught:
+        roles_and_contents(None, Message(role="user", content=(OtherPart(kind="document", raw=raw),)))
+    assert caught.value.code == "rejected"
+
+
+@pytest.mark.parametrize(
+    ("efforts", "asked", "sent"),
+    [
+        (None, "max", "max"),
+        (None, "ultra", "ultra"),
+        ((), "high", None),
+        (("none",), "high", "none"),
+        (("none", "low", "high"), "minimal", "low"),
+        (("none", "low", "high"), "none", "none"),
+        (("minimal", "low", "medium", "high"), "xhigh", "high"),
+        (("high", "low"), "medium", "low"),
+        (("low", "high"), "ultra", None),
+        (("low", "high"), None, None),
+    ],
+)
+def test_an_effort_is_one_that_the_model_knows(efforts: Any, asked: str | None, sent: str | None) -> None:
+    """The nearest declared one, the lesser of two; undeclared, what was asked for; no reasoning only on demand."""
+    assert build_body(spec(efforts=efforts), ask(reasoning_effort=asked), False).get("reasoning_effort") == sent
+
+
+def test_what_a_model_refuses_is_left_out() -> None:
+    """Declared hints are not sent, whoever asks for them."""
+    body = build_body(spec(refuses=("temperature", "seed")), ask(temperature=0.0, seed=1, top_p=0.5), False)
+    assert set(body) == {"model", "messages", "top_p"}
+
+
+OPEN = {"type": "object", "properties": {"a": {"type": "integer"}}}
+STRICT = {**OPEN, "required": ["a"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("function", "sent"),
+    [
+        ({"parameters": STRICT, "strict": True}, {"parameters": STRICT, "strict": True}),
+        ({"parameters": OPEN, "strict": True}, {"parameters": OPEN}),
+        ({"parameters": OPEN, "strict": False}, {"parameters": OPEN, "strict": False}),
+        ({}, {"parameters": {"type": "object", "properties": {}}}),
+        ({"parameters": {"type": "object"}}, {"parameters": {"type": "object", "properties": {}}}),
+        (
+            {"parameters": {**STRICT, "not": {}}, "strict": True},
+            {"parameters": STRICT, "description": 'The arguments also have to match this JSON Schema: {"not":{}}'},
+        ),
+    ],
+)
+def test_schemas_are_such_as_openai_takes(function: dict[str, Any], sent: dict[str, Any]) -> None:
+    """It checks them before it asks the model; other servers get them as they came."""
+    tool = {"type": "function", "function": {"name": "add", **function}}
+    assert build_body(spec(base_url=None), ask(tools=(tool,)), False)["tools"] == [
+        {"type": "function", "function": {"name": "add", **sent}}
+    ]
+    assert build_body(spec(), ask(tools=(tool,)), False)["tools"] == [tool]
+
+
 def test_a_grammar_has_a_field_of_its_own() -> None:
     """A grammar is sent as llama.cpp's server takes it, and not as a response format."""
     body = build_body(spec(), ask(response_format={"type": "gbnf", "grammar": 'root ::= "x"'}), False)

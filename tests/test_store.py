@@ -10,14 +10,20 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from torafugu.cli.graph import draw_graph
+from torafugu.cli.runs import print_run
 from torafugu.errors import RequestError, StoreError
 from torafugu.events import Accepted, Answered, Called, Event, Failed, Planned, Replied, Stopped
 from torafugu.orchestrate import Recorder, create_run_id
-from torafugu.store import RunStore, StoreOptions, open_reader, open_store
+from torafugu.store import RunStore, StoredRun, StoreOptions, open_reader, open_store
+from torafugu.store.contents import find_sharing
+from torafugu.store.ledger import Ledger, prepare
+from torafugu.store.schema import connect
 from torafugu.types import (
     ImagePart,
     Message,
@@ -454,6 +460,188 @@ def test_a_full_queue_refuses_new_runs_and_takes_what_running_ones_say(tmp_path:
             await recorder.wait_durable()
             store.recorder("run_2")
             assert len(await stored_events(store, "run_1")) == 3000
+
+    asyncio.run(scenario())
+
+
+def said(*texts: str, tools: bool = False) -> Accepted:
+    messages = tuple(Message(role="user", content=text) for text in texts)
+    sampling = Sampling(tools=(TOOL,) if tools else ())
+    return Accepted(request=Request(model="fugu", messages=messages, sampling=sampling), policy="p", key_id="key_7")
+
+
+def count_contents(path: Path) -> int:
+    connection = sqlite3.connect(path)
+    (number,) = connection.execute("SELECT count(*) FROM contents").fetchone()
+    connection.close()
+    return int(number)
+
+
+def test_a_forgotten_run_leaves_its_row_and_nothing_of_what_was_said(tmp_path: Path) -> None:
+    """`forget` removes events and contents, from the file itself; who asked, when, tokens and money stay."""
+    path = tmp_path / "runs.db"
+
+    async def scenario() -> None:
+        async with open_store(path) as store:
+            answer = msgspec.structs.replace(replied(Decimal("0.1")).reply, text="the secret answer")
+            said_back = Replied(step=0, attempt=1, reply=answer)
+            run_id = await record(store, said("the secret question", tools=True), called(), said_back, stopped())
+            other = await record(store, said("another question"), called(), replied(), stopped())
+            before, totals = await store.get_run(run_id), await store.stats()
+            assert before is not None
+            assert await store.forget(run_id)
+            after = await store.get_run(run_id)
+            assert after == StoredRun(run=before.run, events=())
+            assert after.run.cost_usd == Decimal("0.1")
+            assert await store.stats() == totals
+            assert len(await stored_events(store, other)) == 4
+            assert count_contents(path) == 1
+            assert await store.forget(run_id), "it is forgotten"
+
+    asyncio.run(scenario())
+    assert not [file for file in tmp_path.iterdir() if b"the secret" in file.read_bytes()]
+
+
+def test_a_forgotten_run_can_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever draws, prints or encodes runs meets one without events."""
+
+    async def scenario() -> StoredRun:
+        async with open_store(tmp_path / "runs.db") as store:
+            run_id = await record(store, accepted(), called(), replied(), stopped(), run_id="run_1")
+            assert await store.forget(run_id)
+            stored = await store.get_run(run_id)
+            assert stored is not None
+            return stored
+
+    stored = asyncio.run(scenario())
+    assert draw_graph(stored, 80) == []
+    print_run(stored)
+    assert "run_1" in capsys.readouterr().out
+    assert msgspec.json.decode(msgspec.json.encode(stored))["run"]["status"] == "answered"
+
+
+def test_what_others_said_too_is_kept_until_the_last_of_them_is_forgotten(tmp_path: Path) -> None:
+    """Forgetting one request of a session takes nothing from the others; forgetting all of them takes everything."""
+    path = tmp_path / "runs.db"
+
+    async def scenario() -> None:
+        async with open_store(path) as store:
+            history = [f"turn {n}" for n in range(6)]
+            asked = [said(*history[: n + 1], tools=True) for n in range(6)]
+            ids = [await record(store, event, stopped()) for event in asked]
+            for n in (5, 2, 0):
+                assert await store.forget(ids[n])
+            for n in (1, 3, 4):
+                assert (await stored_events(store, ids[n]))[0] == asked[n]
+            assert count_contents(path) == 5 + 1, "turns 0 to 4, and the tools"
+            for n in (4, 1, 3):
+                assert await store.forget(ids[n])
+            assert count_contents(path) == 0
+
+    asyncio.run(scenario())
+
+
+def test_only_a_whole_run_that_has_ended_is_forgotten(tmp_path: Path) -> None:
+    """A running run, an unknown one and the beginning of an id are refused; the end of a run counts once written."""
+
+    async def scenario() -> None:
+        async with open_store(tmp_path / "runs.db") as store:
+            recorder = store.recorder("run_12")
+            recorder.write(accepted())
+            await recorder.wait_durable()
+            assert not await store.forget("run_12")
+            assert not await store.forget("run_1")
+            assert not await store.forget("run_13")
+            assert await stored_events(store, "run_12") == [accepted()]
+            recorder.write(stopped())  # nobody waited for it: the store keeps the order
+            assert not await store.forget("run_1")
+            assert await store.forget("run_12")
+
+    asyncio.run(scenario())
+
+
+def test_what_is_said_again_while_a_run_is_forgotten_stays(tmp_path: Path) -> None:
+    """Between the search for other users and the removal, a new run may use a content, and the only other may go."""
+    path = tmp_path / "runs.db"
+    connection = connect(path, busy_timeout_s=1)
+    ledger = Ledger(connection, "owner")
+
+    def add(run_id: str, event: Accepted) -> None:
+        ledger.append(prepare(run_id, 1, 1.0, event))
+        ledger.append(prepare(run_id, 2, 2.0, stopped()))
+
+    add("run_1", said("both", "mine"))
+    add("run_2", said("both"))
+    sharing = find_sharing(connection, "run_1")
+    assert (len(sharing.ids), list(sharing.users.values())) == (2, ["run_2"])
+    add("run_3", said("mine"))
+    assert ledger.forget("run_1", sharing) == "forgotten"
+    assert count_contents(path) == 2, "run_3 says what was run_1's alone"
+    sharing = find_sharing(connection, "run_2")
+    assert sharing.users == {}
+    add("run_4", said("both"))
+    sharing = find_sharing(connection, "run_4")
+    assert ledger.forget("run_2", find_sharing(connection, "run_2")) == "forgotten"
+    assert ledger.forget("run_4", sharing) == "stale", "it counted on run_2"
+    assert connection.execute("SELECT count(*) FROM events WHERE run_id = 'run_4'").fetchone() == (2,)
+    assert ledger.forget("run_4", find_sharing(connection, "run_4")) == "forgotten"
+    assert count_contents(path) == 1
+    connection.close()
+
+
+def test_two_stores_forget_beside_each_other_and_beside_new_runs(tmp_path: Path) -> None:
+    """Whatever order: what is left of the contents is exactly what the runs that are left refer to."""
+    path = tmp_path / "runs.db"
+
+    async def scenario() -> None:
+        async with open_store(path) as one, open_store(path) as other:
+            stores = (one, other)
+            old = [await record(stores[n % 2], said(f"a{n % 5}", f"b{n % 7}"), stopped()) for n in range(60)]
+            asked = {run_id: said(f"a{n % 5}", f"b{n % 7}") for n, run_id in enumerate(old)}
+
+            async def add(n: int) -> None:
+                run_id = await record(stores[n % 2], said(f"a{n % 5}", f"new {n}"), stopped())
+                asked[run_id] = said(f"a{n % 5}", f"new {n}")
+
+            async with asyncio.TaskGroup() as group:
+                gone = [group.create_task(stores[(n // 2) % 2].forget(old[n])) for n in range(56)]
+                for n in range(30):
+                    group.create_task(add(n))
+            assert all(task.result() for task in gone)
+            for run_id in old[:56]:
+                assert await stored_events(other, run_id) == []
+                del asked[run_id]
+            for run_id, event in asked.items():
+                assert await stored_events(one, run_id) == [event, stopped()]
+            texts = {message.text for event in asked.values() for message in event.request.messages}
+            assert count_contents(path) == len(texts)
+
+    asyncio.run(scenario())
+
+
+def test_what_the_database_does_not_take_is_not_forgotten(tmp_path: Path) -> None:
+    """A locked database, a closed store: `forget` fails, now and for good, and the run is as it was."""
+    path = tmp_path / "runs.db"
+
+    async def scenario() -> None:
+        async with open_store(path, options=StoreOptions(busy_timeout_s=0.05, retry_s=0.02)) as store:
+            run_id = await record(store, accepted(), stopped())
+            holder = sqlite3.connect(path, isolation_level=None)
+            holder.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreError, match="locked"):
+                await store.forget(run_id)
+            holder.execute("ROLLBACK")
+            holder.close()
+            async with asyncio.timeout(5):
+                while not store.healthy:  # noqa: ASYNC110  # nothing else tells of it
+                    await asyncio.sleep(0.01)
+            recorder = store.recorder("run_2")
+            recorder.write(accepted())
+            await recorder.wait_durable()
+            assert await stored_events(store, run_id) == [accepted(), stopped()]
+            assert await store.forget(run_id)
+        with pytest.raises(StoreError, match="closed"):
+            await store.forget(run_id)
 
     asyncio.run(scenario())
 

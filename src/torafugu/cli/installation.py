@@ -15,6 +15,7 @@ Paths are relative to the file. This is the composition root of every command th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -30,8 +31,10 @@ from ..orchestrate.policy import Direct, Policy
 from ..pool import Backend, Pool, open_pool, read_pool
 from ..pool.home import home_pool_path
 from ..pool.open import Maker
+from ..pool.prices import resolve_price
 from ..pool.spec import Dialect, PoolSpec, WorkerSpec
 from ..server.config import ServerConfig
+from ..server.sessions import SessionsConfig
 from ..store import RunStore, open_store
 
 __all__ = ["LACKS", "Installation", "Opened", "local_makers", "open_installation", "read_installation"]
@@ -62,6 +65,8 @@ class Installation:
     """Whom `fugu-panel` asks, and who judges; None: it is not offered."""
     budget: Budget = field(default_factory=Budget)
     """What one run may spend."""
+    sessions: SessionsConfig = field(default_factory=SessionsConfig)
+    """How long a conversation keeps its worker behind `fugu`."""
     record: Path = Path("runs.sqlite")
     """Where runs are recorded."""
     server: ServerConfig = field(default_factory=ServerConfig)
@@ -203,7 +208,13 @@ def _load_policies(
             encoder = open_encoder(config)
             stack.callback(encoder.close)
             opened[config] = encoder
-        policies[name] = load_policy(folder, opened[config], models)
+        policies[name] = load_policy(
+            folder,
+            opened[config],
+            models,
+            switch_margin=installation.sessions.switch_margin,
+            price_of=functools.cache(lambda id: resolve_price(pool.specs[id])),
+        )
         if not card.gate.get("promoted"):
             warnings.append(
                 f"{policies[name].id} was not promoted: nothing shows that it beats the best single worker "

@@ -86,6 +86,7 @@ def _serve_command(args: argparse.Namespace) -> int:
                 store=opened.store,
                 config=config,
                 budget=installation.budget,
+                sessions=installation.sessions,
             )
             names = ", ".join([*(policy.id for policy in opened.policies.values()), *sorted(opened.pool.ids)])
 

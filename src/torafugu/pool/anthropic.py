@@ -1,23 +1,29 @@
 """The wire dialect of Anthropic's messages: what is said in our words, said in theirs, and back.
 
 Pure translation; the network is in `http.py`. What their API has no words for: `seed` and the penalties are hints that
-are left out; `reasoning_effort` is left out because thinking must be switched per model (use `extra_body`); JSON output
-without a schema, and tools that are not functions, are refused, so that the pool asks a worker that can.
+are left out, and so is `reasoning_effort` where the worker's `efforts` do not say what its model knows (thinking itself
+is switched in `extra_body`); JSON output without a schema, and tools that are not functions, are refused, so that the
+pool asks a worker that can.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import aiohttp
 import msgspec
 
 from ..errors import WorkerError
-from ..types import FinishReason, ImagePart, Json, Message, OtherPart, Part, Sampling, TextPart, ToolCall, Usage
+from ..types import FinishReason, ImagePart, Json, Message, Part, Sampling, TextPart, ToolCall, Usage
 from .backend import Completion, Delta, Query
+from .documents import to_document
 from .http import HttpBackend, Wire, read_key
-from .spec import WorkerSpec, output_limit
+from .schemas import close_objects, mend_function
+from .spec import WorkerSpec, fit_sampling, output_limit
+from .turns import Shape, arrange
 
 __all__ = ["WIRE", "build_body", "make_anthropic", "read_answer"]
 
@@ -40,55 +46,81 @@ def make_anthropic(spec: WorkerSpec, session: aiohttp.ClientSession, environ: Ma
 # --- what we send ---
 
 
+_SHAPE = Shape(
+    call_id=re.compile(r"[A-Za-z0-9_-]+"),
+    rich_roles=frozenset({"user", "tool"}),
+    own_kinds=frozenset({"document"}),
+)
+_EMPTY: Mapping[str, Json] = {"type": "text", "text": "(empty)"}
+"""Stands for a turn that says nothing: their API refuses it, and dropped it would change whose turn it is."""
+_IMAGE_TYPES = {"image/jpg": "image/jpeg"}  # a name in use that they do not know
+
+
 def build_body(spec: WorkerSpec, query: Query, stream: bool) -> dict[str, Json]:
     """The request's body; `extra_body` has the last word.
 
     Raises:
         WorkerError: `rejected`: the query cannot be said in this dialect.
     """
-    sampling = query.sampling
-    system = "\n\n".join(m.text for m in query.messages if m.role in ("system", "developer") and m.text)
+    sampling = fit_sampling(spec, query.sampling)
+    shape = replace(_SHAPE, late_system="before_answers") if spec.late_system else _SHAPE
+    messages = arrange(query.messages, shape)
+    system = messages.pop(0).text if messages and messages[0].role == "system" else None
     limit = output_limit(spec, sampling.max_output_tokens) or spec.max_output_tokens or DEFAULT_MAX_TOKENS
     wanted: dict[str, Json] = {
-        "system": system or None,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
+        "system": system,
+        # Theirs ends at 1, and newer models refuse two ways at once to say the same.
+        "temperature": None if sampling.temperature is None else min(sampling.temperature, 1.0),
+        "top_p": sampling.top_p if sampling.temperature is None else None,
         "stop_sequences": list(sampling.stop) or None,
-        "tools": [_tool(tool, spec.id) for tool in sampling.tools] or None,
-        "tool_choice": _tool_choice(sampling, spec.id),
-        "output_config": _output_config(sampling.response_format, spec.id),
+        **_tools(sampling, messages, spec.id),
+        "output_config": _output_config(sampling, spec.id),
         "stream": stream or None,
     }
     return {
         "model": spec.model,
         "max_tokens": limit,
-        "messages": _turns(query.messages, spec.id),
+        "messages": _turns(messages, spec.id),
         **{name: value for name, value in wanted.items() if value is not None},
         **spec.extra_body,
     }
 
 
 def _turns(messages: Iterable[Message], worker: str) -> list[dict[str, Json]]:
-    """Roles alternate there: what follows from the same side is one turn, and tool results are the user's."""
+    """Roles alternate there, the user first: what one side says in a row is one turn; tool results are the user's."""
     turns: list[dict[str, Json]] = []
     for message in messages:
-        if message.role in ("system", "developer"):
-            continue
-        role = "assistant" if message.role == "assistant" else "user"
+        role = "user" if message.role == "tool" else message.role
         blocks = _blocks_of_message(message, worker)
         if turns and turns[-1]["role"] == role:
             turns[-1]["content"] += blocks
-        elif blocks:
+        else:
             turns.append({"role": role, "content": blocks})
+    if turns and turns[-1]["role"] == "assistant":
+        _open_end(turns)
+    if not turns or turns[0]["role"] != "user":
+        turns.insert(0, {"role": "user", "content": []})
+    for turn in turns:
+        turn["content"] = turn["content"] or [dict(_EMPTY)]
     return turns
+
+
+def _open_end(turns: list[dict[str, Json]]) -> None:
+    """An assistant's turn at the end is the beginning of its answer, which may neither be empty nor end in a blank."""
+    content = turns[-1]["content"]
+    if content and content[-1]["type"] == "text":
+        content[-1] = {"type": "text", "text": content[-1]["text"].rstrip()}
+    if not content:
+        del turns[-1]
 
 
 def _blocks_of_message(message: Message, worker: str) -> list[Json]:
     blocks = _blocks(message.content, worker)
     if message.role == "tool":
-        return [{"type": "tool_result", "tool_use_id": message.tool_call_id, "content": blocks}]
+        content = {"content": blocks} if blocks else {}
+        return [{"type": "tool_result", "tool_use_id": message.tool_call_id, **content}]
     for call in message.tool_calls:
-        arguments = _decoded(call.arguments or "{}")
+        arguments = _decoded(call.arguments.strip() or "{}")
         if not isinstance(arguments, dict):
             raise _rejected(worker, f"the arguments of tool call {call.id!r} in the conversation are not a JSON object")
         blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": arguments})
@@ -96,44 +128,58 @@ def _blocks_of_message(message: Message, worker: str) -> list[Json]:
 
 
 def _blocks(content: str | tuple[Part, ...] | None, worker: str) -> list[Json]:
-    """Empty text is left out: their API refuses empty blocks."""
-    if content is None or isinstance(content, str):
-        return [{"type": "text", "text": content}] if content else []
-    return [_block(part, worker) for part in content if not (isinstance(part, TextPart) and not part.text)]
+    """Blank text is left out: their API refuses blocks of it."""
+    parts = (TextPart(text=content),) if isinstance(content, str) else content or ()
+    return [_block(part, worker) for part in parts if not (isinstance(part, TextPart) and not part.text.strip())]
 
 
 def _block(part: Part, worker: str) -> Json:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
-    if isinstance(part, OtherPart):
-        return part.raw
-    return {"type": "image", "source": _image_source(part, worker)}
+    if isinstance(part, ImagePart):
+        return {"type": "image", "source": _image_source(part, worker)}
+    document = to_document(part)
+    if document is None:
+        raise _rejected(worker, f"a part of type {part.kind[:40]!r} that has no form in this dialect")
+    return document
 
 
 def _image_source(part: ImagePart, worker: str) -> Json:
-    if not part.url.startswith("data:"):
+    scheme, _, rest = part.url.partition(":")
+    if scheme.lower() != "data":
         return {"type": "url", "url": part.url}
-    head, comma, payload = part.url.removeprefix("data:").partition(",")
+    head, comma, payload = rest.partition(",")
     media_type, _, encoding = head.rpartition(";")
-    if not comma or encoding != "base64":
+    if not comma or encoding.lower() != "base64":
         raise _rejected(worker, f"an image's data: address starts with {part.url[:40]!r}, expected base64")
-    return {"type": "base64", "media_type": media_type.partition(";")[0], "data": payload}
+    media_type = media_type.partition(";")[0].lower()
+    return {"type": "base64", "media_type": _IMAGE_TYPES.get(media_type, media_type), "data": payload}
+
+
+def _tools(sampling: Sampling, messages: Iterable[Message], worker: str) -> dict[str, Json]:
+    """`tools` and `tool_choice`. A conversation with calls is refused without tools: they are named then, but shut."""
+    if sampling.tools:
+        tools = [_tool(tool, worker) for tool in sampling.tools]
+        return {"tools": tools, "tool_choice": _tool_choice(sampling, worker)}
+    called = dict.fromkeys(call.name for message in messages for call in message.tool_calls)
+    if not called:
+        return {}
+    stubs = [{"name": name, "input_schema": {"type": "object", "properties": {}}} for name in called]
+    return {"tools": stubs, "tool_choice": {"type": "none"}}
 
 
 def _tool(tool: Json, worker: str) -> Json:
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise _rejected(worker, "a tool that is not a function with a name")
-    wire = {
-        "name": function["name"],
-        "input_schema": function.get("parameters") or {"type": "object", "properties": {}},
-    }
-    return wire | {name: function[name] for name in ("description", "strict") if function.get(name) is not None}
+    mended = mend_function(function)
+    wire = {"name": function["name"], "input_schema": mended["parameters"]}
+    if mended.get("strict"):  # models that cannot be strict refuse the field, whatever it says
+        wire |= {"strict": True, "input_schema": close_objects(mended["parameters"])}
+    return wire | ({} if mended.get("description") is None else {"description": mended["description"]})
 
 
 def _tool_choice(sampling: Sampling, worker: str) -> Json:
-    if not sampling.tools:
-        return None
     choice = sampling.tool_choice
     forms: Mapping[str, Json] = {"auto": {"type": "auto"}, "none": {"type": "none"}, "required": {"type": "any"}}
     if choice is None:
@@ -151,14 +197,19 @@ def _tool_choice(sampling: Sampling, worker: str) -> Json:
     return wire
 
 
-def _output_config(response_format: Json, worker: str) -> Json:
+def _output_config(sampling: Sampling, worker: str) -> Json:
+    effort = {} if sampling.reasoning_effort is None else {"effort": sampling.reasoning_effort}
+    return {**effort, **_output_format(sampling.response_format, worker)} or None
+
+
+def _output_format(response_format: Json, worker: str) -> dict[str, Json]:
     kind = response_format.get("type") if isinstance(response_format, dict) else None
     if response_format is None or kind == "text":
-        return None
+        return {}
     schema = response_format.get("json_schema") if kind == "json_schema" else None
     if not isinstance(schema, dict) or not isinstance(schema.get("schema"), dict):
         raise _rejected(worker, f"response_format {kind!r}: this dialect knows JSON output by a schema only")
-    return {"format": {"type": "json_schema", "schema": schema["schema"]}}
+    return {"format": {"type": "json_schema", "schema": close_objects(schema["schema"])}}
 
 
 def _rejected(worker: str, what: str) -> WorkerError:

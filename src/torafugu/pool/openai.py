@@ -1,14 +1,17 @@
 """The wire dialect of OpenAI-compatible chat completions: OpenAI, OpenRouter, Gemini, Mistral, vLLM, Ollama and more.
 
 Pure translation, to the wire and back; the network is in `http.py`. Strict in what is sent, tolerant of what providers
-make of the format: every tolerance below names who needs it.
+make of the format: every tolerance below names who needs it. OpenAI itself takes conversations as clients order them;
+most others render them by the template of a model, and get what the strictest of these accept (`turns.py`).
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -17,8 +20,11 @@ import msgspec
 from ..errors import WorkerError
 from ..types import FinishReason, ImagePart, Json, Message, Part, TextPart, ToolCall, Usage
 from .backend import Completion, Delta, Query
+from .documents import to_file
 from .http import HttpBackend, Wire, read_key
-from .spec import DEFAULT_BASE_URL, WorkerSpec, output_limit
+from .schemas import is_strict, mend_function
+from .spec import DEFAULT_BASE_URL, WorkerSpec, fit_sampling, output_limit
+from .turns import Shape, arrange
 
 __all__ = ["WIRE", "build_body", "make_openai", "read_answer"]
 
@@ -37,10 +43,27 @@ def make_openai(spec: WorkerSpec, session: aiohttp.ClientSession, environ: Mappi
 # --- what we send ---
 
 
+_OPENAI = "api.openai.com"
+_OTHERS = Shape(
+    call_id=re.compile(r".{1,40}", re.DOTALL),  # OpenAI's limit, which those that pass on to it inherit
+    rich_roles=frozenset({"user"}),
+    is_alternating=True,
+)
+_SHAPES: Mapping[str | None, Shape] = {
+    _OPENAI: replace(_OTHERS, late_system="anywhere", is_alternating=False),
+    "api.mistral.ai": replace(_OTHERS, call_id=re.compile(r"[A-Za-z0-9]{9}"), is_bridged=True),
+}
+
+
 def build_body(spec: WorkerSpec, query: Query, stream: bool) -> dict[str, Json]:
-    """The request's body; `extra_body` has the last word."""
-    is_openai = urlsplit(spec.base_url or DEFAULT_BASE_URL["openai"]).hostname == "api.openai.com"
-    sampling = query.sampling
+    """The request's body; `extra_body` has the last word.
+
+    Raises:
+        WorkerError: `rejected`: a part of the conversation has no form in this dialect.
+    """
+    host = urlsplit(spec.base_url or DEFAULT_BASE_URL["openai"]).hostname
+    is_openai = host == _OPENAI
+    sampling = fit_sampling(spec, query.sampling)
     wanted: dict[str, Json] = {
         # OpenAI's reasoning models refuse the older name, most other servers do not know the newer one.
         "max_completion_tokens" if is_openai else "max_tokens": output_limit(spec, sampling.max_output_tokens),
@@ -52,13 +75,16 @@ def build_body(spec: WorkerSpec, query: Query, stream: bool) -> dict[str, Json]:
         "frequency_penalty": sampling.frequency_penalty,
         "reasoning_effort": sampling.reasoning_effort,
         **_output_form(sampling.response_format),
-        "tools": list(sampling.tools) or None,
+        "tools": [_tool(tool) if is_openai else tool for tool in sampling.tools] or None,
         "tool_choice": sampling.tool_choice if sampling.tools else None,
         "parallel_tool_calls": sampling.parallel_tool_calls if sampling.tools else None,
     }
+    shape = _SHAPES.get(host, _OTHERS)
+    if spec.late_system is not None:
+        shape = replace(shape, late_system="anywhere" if spec.late_system else "never")
     body: dict[str, Json] = {
         "model": spec.model,
-        "messages": [_message(message, is_openai=is_openai) for message in query.messages],
+        "messages": [_message(message, spec.id, is_openai=is_openai) for message in arrange(query.messages, shape)],
         **{name: value for name, value in wanted.items() if value is not None},
     }
     if stream:
@@ -73,10 +99,21 @@ def _output_form(response_format: Json | None) -> dict[str, Json]:
     return {"response_format": response_format}
 
 
-def _message(message: Message, *, is_openai: bool) -> dict[str, Json]:
+def _tool(tool: Json) -> Json:
+    """OpenAI checks schemas. `strict` demands more of them here than elsewhere: one that falls short is not strict."""
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict):
+        return tool
+    mended = mend_function(function)
+    if mended.get("strict") and not is_strict(mended["parameters"]):
+        del mended["strict"]
+    return {**tool, "function": mended}
+
+
+def _message(message: Message, worker: str, *, is_openai: bool) -> dict[str, Json]:
     # Only OpenAI itself knows the developer role; elsewhere the same instruction is the system's.
     role = "system" if message.role == "developer" and not is_openai else message.role
-    wire: dict[str, Json] = {"role": role, "content": _content(message.content)}
+    wire: dict[str, Json] = {"role": role, "content": _content(message.content, worker)}
     if message.tool_calls:
         wire["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -89,19 +126,23 @@ def _message(message: Message, *, is_openai: bool) -> dict[str, Json]:
     return wire
 
 
-def _content(content: str | tuple[Part, ...] | None) -> Json:
+def _content(content: str | tuple[Part, ...] | None, worker: str) -> Json:
     if content is None or isinstance(content, str):
         return content
-    return [_part(part) for part in content]
+    return [wire for part in content for wire in _wire_parts(part, worker)]
 
 
-def _part(part: Part) -> Json:
+def _wire_parts(part: Part, worker: str) -> list[Json]:
     if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
+        return [{"type": "text", "text": part.text}]
     if isinstance(part, ImagePart):
         detail = {} if part.detail is None else {"detail": part.detail}
-        return {"type": "image_url", "image_url": {"url": part.url, **detail}}
-    return part.raw
+        return [{"type": "image_url", "image_url": {"url": part.url, **detail}}]
+    wire = to_file(part)
+    if wire is None:
+        what = f"the conversation holds a part of type {part.kind[:40]!r} that has no form in this dialect"
+        raise WorkerError(f"worker {worker!r} cannot be asked: {what}", worker=worker, code="rejected")
+    return wire
 
 
 # --- what comes back ---

@@ -23,10 +23,11 @@ from types import MappingProxyType
 
 from ..errors import PlanError, RequestError, WorkerCode, WorkerError
 from ..events import Called, Event, Replied
-from ..types import ImagePart, Reply
+from ..types import Reply
 from . import attempt as attempts
 from .backend import Backend, Completion, Delta, OnDelta, Query
 from .limits import Breaker, Gate
+from .needs import TOOLS, find_needs
 from .prices import Price
 from .purse import BudgetEnded, Payment, Purse, reserve
 from .soundness import find_unsound, is_filtered
@@ -160,24 +161,19 @@ class Pool:
             raise PlanError(f"worker {error.args[0]!r}: the pool has {', '.join(sorted(self.ids))}") from None
         if not named:
             raise PlanError("no worker is named")
-        needs_tools = bool(call.query.sampling.tools)
-        needs_images = _has_images(call.query)
-        if not needs_tools and not needs_images:
-            return named
+        needs = find_needs(call.query)
         able = []
         for worker in named:
-            if needs_images and "image" not in worker.spec.modalities:
-                call.record_skip(worker, "it takes no images")
-            elif needs_tools and not worker.spec.tools:
-                call.record_skip(worker, "it calls no tools")
-            else:
+            lack = next((need.lack for need in needs if not need.is_met_by(worker.spec)), None)
+            if lack is None:
                 able.append(worker)
+            else:
+                call.record_skip(worker, lack)
         if not able:
-            what = " and ".join(["images"] * needs_images + ["tools"] * needs_tools)
             raise RequestError(
-                f"none of the workers {', '.join(workers)} takes {what}",
+                f"none of the workers {', '.join(workers)} takes {' and '.join(need.what for need in needs)}",
                 code="unsupported",
-                param="messages" if needs_images else "tools",
+                param="tools" if needs[0] is TOOLS else "messages",
             )
         return able
 
@@ -451,11 +447,3 @@ class _Call:
             attempt, reply = self.held
             self.held = None
             self.record(attempts.filtered(self.step, attempt, reply))
-
-
-def _has_images(query: Query) -> bool:
-    for message in query.messages:
-        content = message.content
-        if isinstance(content, tuple) and any(isinstance(part, ImagePart) for part in content):
-            return True
-    return False

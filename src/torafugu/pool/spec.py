@@ -20,11 +20,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
+import msgspec
+
 from ..config import read_table, read_toml
 from ..errors import ConfigError
+from ..types import Sampling
 
 __all__ = [
     "DEFAULT_BASE_URL",
+    "EFFORTS",
+    "HINTS",
+    "MODALITIES",
     "NETWORK_DIALECTS",
     "Dialect",
     "Limits",
@@ -33,6 +39,7 @@ __all__ = [
     "Tags",
     "Timeouts",
     "WorkerSpec",
+    "fit_sampling",
     "output_limit",
     "read_pool",
 ]
@@ -42,6 +49,12 @@ NETWORK_DIALECTS = frozenset({"openai", "anthropic"})
 DEFAULT_BASE_URL = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com/v1"}
 OURS = frozenset({"messages", "model", "stream"})
 """Keys of a request's body that are always ours: `extra_body` may not name them."""
+MODALITIES = ("text", "image", "pdf", "audio")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+"""Words for how much a model shall reason, in their order. Providers know some, and each model some of these."""
+HINTS = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
+"""What of `Sampling` only changes how likely an answer is. The rest has to be kept, or the call refused."""
+_ANTHROPIC_EFFORTS = EFFORTS[2:]
 _ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._:/@#()+-]{0,98}[A-Za-z0-9._:/@#()+-])?")
 
 
@@ -120,8 +133,18 @@ class WorkerSpec:
     """Input and output together; None when unknown."""
     max_output_tokens: int | None = None
     modalities: tuple[str, ...] = ("text",)
+    """What it can be sent, of `MODALITIES`. It is not asked where a message holds anything else."""
     tools: bool = True
     """It can call the client's tools."""
+    efforts: tuple[str, ...] | None = None
+    """The `EFFORTS` that its model knows: what a client asks for becomes the nearest of them. Empty: it is never sent.
+    None: sent as it comes where there is a field of that name; in Anthropic's dialect, where models refuse what they
+    do not know, not sent."""
+    refuses: tuple[str, ...] = ()
+    """The `HINTS` that its model does not accept: they are left out."""
+    late_system: bool | None = None
+    """It takes system messages that come after the user's first. None: if it is OpenAI itself. Where it does not, they
+    are marked text of the user's."""
     tags: Tags = field(default_factory=Tags)
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
@@ -138,8 +161,21 @@ class WorkerSpec:
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 raise ConfigError(f"{name} {limit}: expected at least 1")
+        efforts = _ANTHROPIC_EFFORTS if self.dialect == "anthropic" else EFFORTS
+        for name, words, choices in (
+            ("modalities", self.modalities, MODALITIES),
+            ("efforts", self.efforts or (), efforts),
+            ("refuses", self.refuses, HINTS),
+        ):
+            _check_words(name, words, choices)
         if self.dialect in NETWORK_DIALECTS and (taken := OURS & set(self.extra_body)):
             raise ConfigError(f"extra_body: {min(taken)!r} is set by the pool: remove it")
+
+
+def _check_words(name: str, words: tuple[str, ...], choices: tuple[str, ...]) -> None:
+    for i, word in enumerate(words):
+        if word not in choices:
+            raise ConfigError(f"{name}[{i}]: {word!r} is not one of {', '.join(map(repr, choices))}")
 
 
 def _check_base_url(base_url: str | None) -> None:
@@ -166,6 +202,23 @@ def output_limit(spec: WorkerSpec, asked: int | None) -> int | None:
     if asked is None or spec.max_output_tokens is None:
         return asked
     return min(asked, spec.max_output_tokens)
+
+
+def fit_sampling(spec: WorkerSpec, sampling: Sampling) -> Sampling:
+    """Without the hints that a worker's model refuses, and with the nearest effort that it knows."""
+    left_out = dict.fromkeys(spec.refuses)
+    return msgspec.structs.replace(sampling, reasoning_effort=_fit_effort(spec, sampling.reasoning_effort), **left_out)
+
+
+def _fit_effort(spec: WorkerSpec, asked: str | None) -> str | None:
+    if asked is None or spec.efforts is None:
+        return None if spec.dialect == "anthropic" else asked
+    if asked not in EFFORTS:  # of no known place among them, and only a hint
+        return None
+    # Not to reason at all is something else than to reason little: it is chosen only where it was asked for.
+    known = [effort for effort in spec.efforts if effort != "none"] if asked != "none" else spec.efforts
+    wanted = EFFORTS.index(asked)
+    return min(known or spec.efforts, key=lambda e: (abs(EFFORTS.index(e) - wanted), EFFORTS.index(e)), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,7 @@ from .messages import TOKEN_COUNT_HEADERS, count_tokens
 from .models import Models
 from .route import Router
 from .runs import Runs, RunStore
+from .sessions import Sessions, SessionsConfig
 from .stored import StoredResponses
 from .waiting import WaitingRuns
 
@@ -68,10 +69,12 @@ def create_app(
     store: RunStore,
     config: ServerConfig,
     budget: Budget = Budget(),  # noqa: B008  # frozen
+    sessions: SessionsConfig = SessionsConfig(),  # noqa: B008  # frozen
 ) -> Starlette:
     """The server over an open pool and an open store, which stay the caller's to close.
 
-    `policies` are named as clients ask for them; `budget` is what each run may spend.
+    `policies` are named as clients ask for them; `budget` is what each run may spend; `sessions` says how long a
+    conversation keeps its worker.
 
     Raises:
         ConfigError: a key cannot be read or names an unknown worker; a policy and a worker share a name.
@@ -99,15 +102,27 @@ def create_app(
         else:
             await send_error(send, create_error(503, "not_ready", f"not ready: {reason}", retry_after_s=5.0), [])
 
-    runner = Runner(pool=pool, recorder=store.recorder, admission=admission, budget=budget)
+    price_of = _cache_prices(pool.specs)
+    conversations = Sessions(config=sessions)
+    runner = Runner(pool=pool, recorder=store.recorder, admission=admission, budget=budget, sessions=conversations)
     completions = Completions(runner, config=config)
-    router = Router(runner, specs=pool.specs, price_of=_cache_prices(pool.specs), store=store)
+    router = Router(runner, specs=pool.specs, price_of=price_of, store=store)
 
     chat, responses, messages = ChatDialect(), ResponsesDialect(stored := StoredResponses(store)), MessagesDialect()
     waiting = WaitingRuns(store, wait_s=config.tool_results_s)
 
     def take_in(dialect: Dialect, answer: Answering) -> Endpoint:
-        return Intake(answer, dialect=dialect, waiting=waiting, models=models, admission=admission, config=config)
+        return Intake(
+            answer,
+            dialect=dialect,
+            waiting=waiting,
+            sessions=conversations,
+            specs=pool.specs,
+            price_of=price_of,
+            models=models,
+            admission=admission,
+            config=config,
+        )
 
     async def estimate_tokens(scope: Scope, receive: Receive, send: Send, client: Client) -> None:
         del client

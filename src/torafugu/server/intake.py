@@ -19,14 +19,18 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import FuguError
 from ..events import Called, Event, Stopped
-from ..orchestrate import Budget, Caller, Policy, Recorder, Run, create_run_id, orchestrate
-from ..types import Json, Pending
+from ..orchestrate import Budget, Caller, Direct, Policy, Recorder, Run, create_run_id, orchestrate
+from ..pool.prices import Price
+from ..pool.spec import WorkerSpec
+from ..types import Json, Pending, Request
 from .auth import Client
 from .config import ServerConfig
-from .connection import Admission, ClientLeft, find_header, read_body, run_while_connected, send_error
+from .connection import Admission, ClientLeft, read_body, run_while_connected, send_error
 from .dialect import Dialect, Parsed
 from .errors import HttpError, error_to_http
+from .housekeeping import Housekeeper, choose_housekeeper, is_housekeeping
 from .models import Models
+from .sessions import Session, Sessions, find_session
 from .stream import Stream
 from .waiting import WaitingRuns
 
@@ -36,8 +40,6 @@ logger = logging.getLogger(__name__)
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
-_SESSION_HEADERS = (b"x-session-id", b"session-id", b"x-claude-code-session-id")
-_MAX_SESSION = 200
 _UNSAFE_IN_HEADER = re.compile(r"[^\x21-\x7e]")
 
 
@@ -59,6 +61,8 @@ class Asked:
     dialect: Dialect
     resume: Pending | None
     """The run that goes on with the tool results of this request."""
+    session: Session | None
+    """The conversation that it belongs to. None: it leaves nothing there that the next request could use."""
 
 
 class Intake:
@@ -70,6 +74,9 @@ class Intake:
         *,
         dialect: Dialect,
         waiting: WaitingRuns,
+        sessions: Sessions,
+        specs: Mapping[str, WorkerSpec],
+        price_of: Callable[[str], Price | None],
         models: Models,
         admission: Admission,
         config: ServerConfig,
@@ -77,6 +84,9 @@ class Intake:
         self._answer = answer
         self._dialect = dialect
         self._waiting = waiting
+        self._sessions = sessions
+        self._specs = specs
+        self._price_of = price_of
         self._models = models
         self._admission = admission
         self._max_body_bytes = config.max_body_bytes
@@ -88,29 +98,48 @@ class Intake:
             body = await read_body(headers, receive, max_bytes=self._max_body_bytes)
             parsed = await self._dialect.read(body, client)
             policy = self._models.find_policy(parsed.request.model, client)
-            if client.allowed is not None:
-                request = msgspec.structs.replace(parsed.request, allowed=client.allowed)
-                parsed = dataclasses.replace(parsed, request=request)
+            session = find_session(headers, hint=parsed.session, request=parsed.request, tenant=client.key_id)
+            request = msgspec.structs.replace(parsed.request, allowed=client.allowed, warm=self._sessions.warm(session))
+            housekeeper = None if isinstance(policy, Direct) else self._find_housekeeper(request, headers)
             origin = _Origin(
                 key_id=client.key_id,
-                session=_find_session(headers, parsed.session),
+                session=session.label,
                 body_sha256=hashlib.sha256(body).hexdigest(),
                 wire=parsed.wire,
             )
-            resume = await self._waiting.find(parsed.request, policy, client)
-            asked = Asked(parsed=parsed, policy=policy, origin=origin, dialect=self._dialect, resume=resume)
+            asked = Asked(
+                parsed=dataclasses.replace(parsed, request=request),
+                policy=housekeeper or policy,
+                origin=origin,
+                dialect=self._dialect,
+                resume=None if housekeeper else await self._waiting.find(request, policy, client),
+                session=None if housekeeper else session,
+            )
             await self._answer(asked, receive, send)
         finally:
             self._admission.leave()
+
+    def _find_housekeeper(self, request: Request, headers: Headers) -> Policy | None:
+        """Who answers what an agent asks for itself, beside the conversation."""
+        why = is_housekeeping(request, headers)
+        worker = None if why is None else choose_housekeeper(self._specs, self._price_of, request)
+        return None if why is None or worker is None else Housekeeper(worker, why=why)
 
 
 class Runner:
     """Runs what was asked for, as long as the client is there."""
 
     def __init__(
-        self, *, pool: Caller, recorder: Callable[[str], Recorder], admission: Admission, budget: Budget
+        self,
+        *,
+        pool: Caller,
+        recorder: Callable[[str], Recorder],
+        admission: Admission,
+        budget: Budget,
+        sessions: Sessions,
     ) -> None:
         self._pool = pool
+        self._sessions = sessions
         self._recorder = recorder
         self._admission = admission
         self._budget = budget
@@ -154,6 +183,8 @@ class Runner:
         )
         if run.suspended or asked.origin.wire is not None:  # the client's next request refers to it
             await seen.wait_durable()
+        if asked.session is not None and run.answer is not None and len(run.steps) == 1:
+            self._sessions.note(asked.session, run.answer)
         return run
 
     async def respond(
@@ -249,15 +280,6 @@ async def _send_failure(
         await stream.break_off(failure)  # ends in `ClientLeft` when nobody reads it, which `_Guarded` knows
     else:
         await send_error(send, failure, seen.headers(), body=dialect.error_body(failure, run_id=seen.run_id))
-
-
-def _find_session(headers: Headers, hint: str | None) -> str | None:
-    """What groups requests into a conversation, by the ladder of what clients send; never echoed to anyone."""
-    session = next((v for name in _SESSION_HEADERS if (v := find_header(headers, name))), None)
-    text = session.decode("latin-1") if session is not None else hint
-    if text is not None and len(text) > _MAX_SESSION:
-        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-    return text or None
 
 
 def _to_header(value: str) -> bytes:

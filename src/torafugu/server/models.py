@@ -52,8 +52,11 @@ class Models:
         raise RequestError(problem, code="model_not_found", status=404, param="model")
 
     def list_models(self, client: Client) -> dict[str, Json]:
-        """The body of GET /v1/models."""
-        return {"object": "list", "data": [self._describe(name) for name in self._names(client)]}
+        """The body of GET /v1/models, as OpenAI's clients and as Anthropic's read it: the fields of both."""
+        names = self._names(client)
+        data = [self._describe(name) for name in names]
+        ends = {"first_id": names[0], "last_id": names[-1]} if names else {"first_id": None, "last_id": None}
+        return {"object": "list", "data": data, "has_more": False, **ends}
 
     def describe_model(self, model: str, client: Client) -> dict[str, Json]:
         """The body of GET /v1/models/{id}.
@@ -68,7 +71,16 @@ class Models:
         return [*self._policies, *filter(client.may_call, self._workers)]
 
     def _describe(self, name: str) -> dict[str, Json]:
-        entry: dict[str, Json] = {"id": name, "object": "model", "created": self._created, "owned_by": "torafugu"}
+        entry: dict[str, Json] = {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "torafugu",
+            "type": "model",
+            "display_name": name,
+            "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._created)),
+            "lifecycle": "active",
+        }
         policy = self._policies.get(name) or self._by_pin.get(name)
         if policy is not None:
             return {**entry, "fugu": {"kind": "policy", "policy": policy.id}}
@@ -77,7 +89,9 @@ class Models:
             **entry,
             "owned_by": spec.tags.provider or spec.dialect,
             "context_length": spec.context_tokens,
+            "max_input_tokens": spec.context_tokens,
             "max_output_tokens": spec.max_output_tokens,
+            "max_tokens": spec.max_output_tokens,
             "fugu": {
                 "kind": "worker",
                 "model": spec.model,

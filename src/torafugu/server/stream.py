@@ -40,7 +40,9 @@ class Stream:
         self._heartbeat_s = heartbeat_s
         self._clock = asyncio.get_running_loop().time
         self._last_sent_at = self._clock()
-        self._has_text = self._has_reasoning = self._has_role = False
+        self._has_text = self._has_reasoning = self._has_begun = False
+        self._beginning: bytes | None = None
+        """What goes ahead of everything; made before the frames that follow it, since some dialects count theirs."""
         self._is_mid_line = False
         """A worker's reasoning has ended within a line."""
         self._line: list[bytes] = []
@@ -59,7 +61,7 @@ class Stream:
         self._has_text |= bool(delta.text)
         self._has_reasoning |= bool(delta.reasoning)
         self._is_mid_line = bool(delta.reasoning) and not delta.reasoning.endswith("\n")
-        self._put(self._frames.delta(delta))
+        self._put_delta(delta)
         await self._flush()
 
     def narrate(self, text: str) -> None:
@@ -70,7 +72,7 @@ class Stream:
         if not text or self._has_text:
             return
         start, self._is_mid_line = "\n" if self._is_mid_line else "", False
-        self._put(self._frames.delta(Delta(reasoning=start + text)))
+        self._put_delta(Delta(reasoning=start + text))
         self._has_news.set()
         if self._start_beside is not None:  # most runs have nothing to tell, and spare the task
             self._start_beside(self._pump())
@@ -105,9 +107,10 @@ class Stream:
             text="" if self._has_text else reply.text,
             reasoning="" if self._has_reasoning else reply.reasoning or "",
         )
-        frames = self._frames.delta(rest) if rest.text or rest.reasoning else b""
-        frames += self._frames.tool_calls(reply.tool_calls) + self._frames.last(run, reply, policy=policy)
-        self._put(frames)
+        if rest.text or rest.reasoning:
+            self._put_delta(rest)
+        self._begin()
+        self._put(self._frames.tool_calls(reply.tool_calls) + self._frames.last(run, reply, policy=policy))
         await self._flush_last(more_body=False)
 
     async def break_off(self, problem: HttpError) -> None:
@@ -116,15 +119,28 @@ class Stream:
         Raises:
             ClientLeft: it does not read.
         """
-        self._line.append(self._frames.error(problem))
+        error = self._frames.error(problem)
+        if self._beginning is None:
+            self._line.append(error)
+        else:
+            self._put(error)
         await self._flush_last(more_body=self._frames.breaks_off)
 
+    def _put_delta(self, delta: Delta) -> None:
+        self._begin()
+        self._put(self._frames.delta(delta))
+
+    def _begin(self) -> None:
+        if self._beginning is None:
+            self._beginning = self._frames.first()
+
     def _put(self, frames: bytes) -> None:
+        assert self._beginning is not None
         if not frames:  # the client has no use for it
             return
-        if not self._has_role:
-            self._has_role = True
-            frames = self._frames.first() + frames
+        if not self._has_begun:
+            self._has_begun = True
+            frames = self._beginning + frames
         self._line.append(frames)
 
     async def _flush_last(self, *, more_body: bool) -> None:

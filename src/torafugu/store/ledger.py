@@ -13,6 +13,7 @@ import logging
 import sqlite3
 from collections.abc import Iterable
 from decimal import Decimal
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -21,9 +22,11 @@ from ..types import Json, Usage, sum_cost
 from . import contents
 from .contents import Content
 
-__all__ = ["Entry", "Ledger", "prepare"]
+__all__ = ["Entry", "Forgotten", "Ledger", "prepare"]
 
 log = logging.getLogger(__name__)
+
+Forgotten: TypeAlias = Literal["forgotten", "refused", "stale"]
 
 _MAX_INTEGER = 2**63 - 1  # SQLite's
 
@@ -63,6 +66,7 @@ _SELECT_LAST_SEQ = "SELECT coalesce(max(seq), 0) FROM events WHERE run_id = ?"
 
 _STATUS = {
     "answer": "answered",
+    "suspended": "answered",  # with tool calls, whose results another run goes on from
     "error": "failed",
     "client_closed": "client_closed",
     "interrupted": "interrupted",
@@ -169,6 +173,20 @@ class Ledger:
             (last,) = self._connection.execute(_SELECT_LAST_SEQ, (run_id,)).fetchone()
             self.append(prepare(run_id, last + 1, at, self.sum_attempts(run_id)))
         return len(ids)
+
+    def forget(self, run_id: str, sharing: contents.Sharing) -> Forgotten:
+        """Removes the run's events and what it alone has said. Its rows stay.
+
+        `refused`: it still runs, or does not exist. `stale`: `sharing` is no longer true; nothing was removed.
+        """
+        row = self._connection.execute("SELECT status FROM runs WHERE id = ?", (run_id,)).fetchone()
+        if row is None or row[0] == "running":
+            return "refused"
+        self._connection.execute("PRAGMA secure_delete = ON")  # overwritten, not only unlinked
+        if not contents.drop(self._connection, run_id, sharing):
+            return "stale"
+        self._connection.execute("DELETE FROM events WHERE run_id = ?", (run_id,))
+        return "forgotten"
 
     def running_owners(self) -> list[str]:
         """Who has running runs."""

@@ -89,13 +89,21 @@ class RunReader:
         return await self._read(_list_runs, before, status, model, limit)
 
     async def get_run(self, id: str) -> StoredRun | None:
-        """The run of this id, or the only one whose id begins so; None when there is none.
+        """The run of this id, or the only one whose id begins so; None when there is none. Without events: forgotten.
 
         Raises:
             StoreError: the store cannot be read, or the record is damaged.
             RequestError: several ids begin so.
         """
         return await self._read(_get_run, id)
+
+    async def find_sharing(self, run_id: str) -> contents.Sharing:
+        """What of this run's contents others use. Other reads wait for it.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return await self._read(contents.find_sharing, run_id)
 
     async def histories(self, workers: Iterable[str]) -> dict[str, WorkerHistory]:
         """What the latest replies of each of these workers were like, whoever asked.

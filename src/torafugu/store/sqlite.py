@@ -115,6 +115,18 @@ class RunStore:
         """As `RunReader.get_run`."""
         return await self._reader.get_run(id)
 
+    async def forget(self, run_id: str) -> bool:
+        """Drops the run's events, and of what was said what no other run holds too; who asked when, and what it cost,
+        stays. On disk when it returns. False: the run still goes on, or there is none of this (whole) id.
+
+        Raises:
+            StoreError: the database does not take it, or cannot be read; the run is as it was.
+        """
+        while True:
+            forgotten = await self._writer.forget(run_id, await self._reader.find_sharing(run_id))
+            if forgotten != "stale":  # another run was forgotten meanwhile, so this does not go on for ever
+                return forgotten == "forgotten"
+
     async def histories(self, workers: Iterable[str]) -> dict[str, WorkerHistory]:
         """As `RunReader.histories`."""
         return await self._reader.histories(workers)

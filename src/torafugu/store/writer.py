@@ -21,7 +21,8 @@ from typing import TypeAlias
 
 from ..errors import StoreError
 from ..events import Accepted, Event
-from .ledger import Entry, Ledger, prepare
+from .contents import Sharing
+from .ledger import Entry, Forgotten, Ledger, prepare
 from .schema import store_error
 from .spool import append_to_spool, read_spool, spool_path
 
@@ -89,13 +90,17 @@ _Written: TypeAlias = tuple[RunRecorder, int, float, Event]
 
 
 class _Waiter:
-    """Someone who waits for the commit of everything put before it."""
+    """Someone who waits for the commit of everything put before it, and perhaps for a run to be forgotten in it."""
 
-    __slots__ = ("future", "loop")
+    __slots__ = ("forgotten", "future", "loop", "run_id", "sharing")
 
-    def __init__(self) -> None:
+    def __init__(self, run_id: str | None = None, sharing: Sharing | None = None) -> None:
+        self.run_id = run_id
+        self.sharing = sharing
+        self.forgotten: Forgotten | None = None
+        """What came of it; set by the writer's thread."""
         self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[None] = self.loop.create_future()
+        self.future: asyncio.Future[Forgotten | None] = self.loop.create_future()
 
 
 class Writer:
@@ -145,11 +150,23 @@ class Writer:
         Raises:
             StoreError: it is not.
         """
+        await self._wait_for(_Waiter())
+
+    async def forget(self, run_id: str, sharing: Sharing) -> Forgotten:
+        """As `Ledger.forget`; returns when it is on disk. One that failed is not tried again.
+
+        Raises:
+            StoreError: it is not.
+        """
+        forgotten = await self._wait_for(_Waiter(run_id, sharing))
+        assert forgotten is not None
+        return forgotten
+
+    async def _wait_for(self, waiter: _Waiter) -> Forgotten | None:
         if self._is_closed:
             raise StoreError(f"store {str(self._path)!r} is closed", code="store_closed")
-        waiter = _Waiter()
         self._queue.put(waiter)
-        await waiter.future
+        return await waiter.future
 
     def end(self) -> None:
         """Nothing may be put from now on."""
@@ -204,7 +221,7 @@ class Writer:
 
     def _try_commit(self) -> None:
         try:
-            if self._backlog or self._spool.exists():
+            if self._backlog or self._spool.exists() or any(waiter.sharing for waiter in self._waiters):
                 self._commit()
         except (sqlite3.Error, OSError) as error:
             self._fail(store_error(self._path, "written", error).message)
@@ -223,6 +240,9 @@ class Writer:
             for recorder, entry in self._backlog:
                 if not recorder.is_refused and not self._ledger.append(entry):
                     self._reject(recorder, entry.event, f"another run of this id has an event {entry.seq}")
+            for waiter in self._waiters:
+                if waiter.run_id is not None and waiter.sharing is not None:
+                    waiter.forgotten = self._ledger.forget(waiter.run_id, waiter.sharing)
             self._connection.execute("COMMIT")
         finally:
             if self._connection.in_transaction:
@@ -268,22 +288,22 @@ class Writer:
 
     def _answer(self, failure: str | None) -> None:
         """Wakes those who wait, each event loop once."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[_Waiter]] = {}
         for waiter in self._waiters:
-            by_loop.setdefault(waiter.loop, []).append(waiter.future)
+            by_loop.setdefault(waiter.loop, []).append(waiter)
         self._waiters.clear()
-        for loop, futures in by_loop.items():
+        for loop, waiters in by_loop.items():
             try:
-                loop.call_soon_threadsafe(_resolve, futures, failure)
+                loop.call_soon_threadsafe(_resolve, waiters, failure)
             except RuntimeError:  # the loop is closed: nobody waits there any more
-                log.debug("%d waiters are gone with their event loop", len(futures))
+                log.debug("%d waiters are gone with their event loop", len(waiters))
 
 
-def _resolve(futures: list[asyncio.Future[None]], failure: str | None) -> None:
-    for future in futures:
-        if future.done():  # its task was cancelled
+def _resolve(waiters: list[_Waiter], failure: str | None) -> None:
+    for waiter in waiters:
+        if waiter.future.done():  # its task was cancelled
             continue
         if failure is None:
-            future.set_result(None)
+            waiter.future.set_result(waiter.forgotten)
         else:
-            future.set_exception(StoreError(failure))
+            waiter.future.set_exception(StoreError(failure))

@@ -22,8 +22,9 @@ from ..eval.matrix import OutcomeMatrix, best_single, build_matrix
 from ..eval.provenance import describe_data, find_commit
 from ..eval.report import Reporter
 from ..eval.states import BulkEncoder, encode_questions
-from ..orchestrate.head import Card, FeatureMap, Head, WorkerIdentity
+from ..orchestrate.head import Card, FeatureMap, Head, WorkerIdentity, softmax
 from ..orchestrate.loop import Caller
+from ..orchestrate.selector import SCALE_METRIC, advantage
 from ..pool.recorded import RecordedSet
 from ..types import Json
 from .features import FeatureConfig, fit_features
@@ -32,7 +33,7 @@ from .outcomes import answered, describe_best_single, split_outcomes, write_run
 from .selection import SINGLE, Candidate, Judged, choose_columns, count_fits, judge
 from .trainers import Floats, Gradient, Problem, Ridge, SepCMATrainer, Soft
 
-__all__ = ["CANDIDATES", "SelectorConfig", "Trained", "train_selector"]
+__all__ = ["CANDIDATES", "SelectorConfig", "Trained", "measure_scale", "train_selector"]
 
 _FEATURES = (
     FeatureConfig(kind="pca", components=16),
@@ -100,10 +101,10 @@ def train_selector(
             log(stage="judge", **_judged_row(entry))
         winner = judged[0]
         report.say(f"best candidate: {winner.candidate.name} ({_gains(winner)})")
-        features, weight, evolved, gain = _fit(
+        features, weight, evolved, gain, scale = _fit(
             winner.candidate, hidden, train, both, pool, config=config, report=report, log=log
         )
-        metrics = _judged_row(winner) | {"validation_gain": gain, "evolved": evolved}
+        metrics = _judged_row(winner) | {"validation_gain": gain, "evolved": evolved, SCALE_METRIC: scale}
         log(stage="final", **metrics)
     head = Head.create(
         features,
@@ -139,13 +140,15 @@ def _fit(
     config: SelectorConfig,
     report: Reporter,
     log: Callable[..., None],
-) -> tuple[FeatureMap, Floats, bool, float]:
-    """(feature map, weights, whether evolution was kept, gain on the validation split of what was fitted on train)."""
+) -> tuple[FeatureMap, Floats, bool, float, float | None]:
+    """(feature map, weights, whether evolution was kept, and of what was fitted on train, on the validation split: the
+    gain, the reward per advantage).
+    """
     split = len(train)
     seed = config.seed
     if candidate.trainer is None:
         features = fit_features(hidden, candidate.features, seed=seed)
-        return features, _constant(features, both), False, 0.0
+        return features, _constant(features, both), False, 0.0, None
     held = both.rows(range(split, len(both)))
     base = ranked_score(held, rank_workers(train)).mean()
     features = fit_features(hidden[:split], candidate.features, seed=seed)
@@ -153,11 +156,12 @@ def _fit(
     fitted = candidate.trainer.train(Problem(features=x, rewards=train.mean, seed=seed))
     gain = _reward(fitted, x_held, held) - base
     evolve = _evolver(config, report, log)
-    better = False
+    better, chosen = False, fitted
     if evolve is not None:
         evolved = evolve("evolve", train, x, fitted, pool)
         evolved_gain = _reward(evolved, x_held, held) - base
         better = bool(evolved_gain > gain)
+        chosen = evolved if better else fitted
         log(
             stage="evolution",
             validation_gain_before=float(gain),
@@ -166,12 +170,30 @@ def _fit(
         )
         report.say(f"evolution: validation gain {gain:+.2%} -> {evolved_gain:+.2%}, {'kept' if better else 'not kept'}")
         gain = max(gain, evolved_gain)
+    scale = measure_scale(np.asarray(softmax(x_held @ chosen.T), np.float64), held.mean)
     features = fit_features(hidden, candidate.features, seed=seed)
     x = features(hidden).astype(np.float64)
     weight = candidate.trainer.train(Problem(features=x, rewards=both.mean, seed=seed))
     if better and evolve is not None:
         weight = evolve("evolve on train and validation", both, x, weight, pool)
-    return features, weight, better, float(gain)
+    return features, weight, better, float(gain), scale
+
+
+def measure_scale(probabilities: Floats, rewards: Floats) -> float | None:
+    """(n, L), (n, L) -> what an advantage of 1 comes to in reward, by least squares through the origin; at least 0.
+
+    Over all questions and all workers that a conversation could be with: each as often as it is the best of a question.
+    None: always the same worker is.
+    """
+    n, size = probabilities.shape
+    best = probabilities.argmax(1)
+    with_worker = np.bincount(best, minlength=size) / n  # (L,)
+    rows = np.arange(n)[:, None]
+    advantages = advantage(probabilities[rows, best[:, None]], probabilities)  # (n, L)
+    gains = rewards[rows, best[:, None]] - rewards
+    weights = np.where(np.isfinite(gains), with_worker, 0.0)
+    squares = (weights * advantages**2).sum()
+    return max(0.0, float((weights * advantages * np.nan_to_num(gains)).sum() / squares)) if squares > 0 else None
 
 
 def _evolver(
