@@ -63,6 +63,7 @@ VARIANTS: dict[str, EvolveConfig] = {
     "longer, no roles": replace(LONGER, policy=replace(LONGER.policy, roles=("worker",), max_turns=1)),
     "longer, last token": replace(LONGER, encoder=EncoderConfig(kind="minilm", reading="last")),
     "longer, random search": replace(LONGER, optimiser="random-search", random_repeats=64),
+    "longer, REINFORCE": replace(LONGER, optimiser="reinforce", common_questions=False, learning_rate=0.0001),
 }
 
 

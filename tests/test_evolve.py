@@ -155,6 +155,8 @@ def test_population_sizes_are_the_papers() -> None:
     assert EvolveConfig(popsize=7).count_candidates(10_240) == 7
     random = EvolveConfig(optimiser="random-search")
     assert (random.count_candidates(10_240), random.episodes) == (16, 32)  # as many episodes as 32 of 16
+    gradient = EvolveConfig(optimiser="reinforce", svf=False)
+    assert (gradient.count_candidates(10_240), gradient.episodes) == (32, 16)
 
 
 @pytest.mark.parametrize("name", ["trinity-paper", "trinity-paper-minilm"])
@@ -169,24 +171,24 @@ def test_the_configs_that_ship_are_the_papers(name: str) -> None:
     assert config.policy.dead_ends == ("ends" if name == "trinity-paper" else "masked")
 
 
-@pytest.mark.parametrize("optimiser", ["sepcma", "random-search"])
+@pytest.mark.parametrize("optimiser", ["sepcma", "random-search", "reinforce"])
 def test_opposite_workers_are_told_apart(optimiser: str, tmp_path: Path) -> None:
     """Where the subject says who knows, training goes from half right to nearly all, past the best worker."""
     config = replace(SHORT, iterations=10, repeats=16, popsize=None, tests=20, policy=ONE_CALL, turn_bonus=0.0)
-    config = replace(config, optimiser=optimiser, diversity_bonus=0.0)
+    config = replace(config, optimiser=optimiser, diversity_bonus=0.0, learning_rate=0.01)
     trained = train(make_world(tmp_path), tmp_path / "out", config)
     assert trained.best_single_score == 0.5
     assert trained.validation_score > 0.9
     means = [row["reward/mean"] for row in read_rows(tmp_path / "out" / "metrics.jsonl") if row["stage"] == "evolution"]
-    if optimiser == "sepcma":  # random search does not learn: it remembers
+    if optimiser != "random-search":  # random search does not learn: it remembers
         assert means[-1] > means[0] + 0.2
 
 
-@pytest.mark.parametrize("is_random", [False, True])
-def test_going_on_is_bit_for_bit(is_random: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimiser", ["sepcma", "random-search", "reinforce"])
+def test_going_on_is_bit_for_bit(optimiser: str, tmp_path: Path) -> None:
     """Six generations in one go, and three, a sudden end and three more, leave the same files."""
     recorded = make_world(tmp_path)
-    config = replace(SHORT, iterations=6, svf=True, optimiser="random-search" if is_random else "sepcma")
+    config = replace(SHORT, iterations=6, svf=optimiser != "reinforce", optimiser=optimiser)
     train(recorded, tmp_path / "whole", config)
     with pytest.raises(Interrupted):
         train(recorded, tmp_path / "halves", config, report=Ending(2))
@@ -211,7 +213,8 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     assert [row["generation"] for row in rows if row["stage"] == "evolution"] == [1, 2, 3, 4]
 
 
-def test_a_fleet_of_two_trains_what_one_trains(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimiser", ["sepcma", "reinforce"])
+def test_a_fleet_of_two_trains_what_one_trains(optimiser: str, tmp_path: Path) -> None:
     """With two members, each with an encoder of its own, weights, metrics and card are the same."""
     recorded = make_world(tmp_path)
 
@@ -219,7 +222,7 @@ def test_a_fleet_of_two_trains_what_one_trains(tmp_path: Path) -> None:
         host: Host[Job, Tally] = in_process(make_worker)._host
         return Fleet(host, 2)
 
-    config = replace(SHORT, svf=True)
+    config = replace(SHORT, optimiser=optimiser, svf=optimiser != "reinforce")
     train(recorded, tmp_path / "one", config)
     train(recorded, tmp_path / "two", config, make_fleet=make_two)
     assert content(tmp_path / "one") == content(tmp_path / "two")

@@ -11,7 +11,7 @@ Departures: `TranscriptConfig.dead_ends`, `.state` and `.state_norm`; and a draw
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -31,7 +31,15 @@ from .prompts import parse_suggestion, parse_thought, parse_verdict, render_work
 from .run import Run
 from .tri_head import ROLES, THINKER, VERIFIER, WORKER
 
-__all__ = ["Scalable", "TranscriptConfig", "TranscriptCoordinator", "TranscriptHead", "count_head", "read_transcript"]
+__all__ = [
+    "Draw",
+    "Scalable",
+    "TranscriptConfig",
+    "TranscriptCoordinator",
+    "TranscriptHead",
+    "count_head",
+    "read_transcript",
+]
 
 Array = npt.NDArray[np.float32]
 
@@ -126,6 +134,18 @@ class TranscriptHead:
         return _unpack(*load_artefact(folder, "transcript"))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Draw:
+    """A turn's choice and what it was made from: what a policy gradient needs to know."""
+
+    hidden: Array  # (d,) as the encoder gives it
+    workers: npt.NDArray[np.floating]  # (L,) probabilities: 0 where a worker cannot be called
+    roles: npt.NDArray[np.floating]  # (3,)
+    worker: int
+    role: int | None
+    """None: the role was a Thinker's suggestion, not drawn."""
+
+
 class TranscriptCoordinator:
     """The policy of a `TranscriptHead`."""
 
@@ -136,9 +156,11 @@ class TranscriptCoordinator:
         pool: Mapping[str, str],
         *,
         draw: np.random.Generator | None = None,
+        observe: Callable[[Draw], None] | None = None,
     ) -> None:
         """`pool`: id -> model of the workers that can be called. `draw`: of training; None takes the argmax. A drawn
-        worker has no stand-in: its fault is the run's, for training to leave out.
+        worker has no stand-in: its fault is the run's, for training to leave out. `observe` is told every choice, also
+        one that ends the run.
 
         Raises:
             ModelError: the head was trained for another encoder or other workers.
@@ -157,6 +179,7 @@ class TranscriptCoordinator:
         self._workers = [worker.id for worker in head.card.workers]
         self._pool = frozenset(pool)
         self._draw = draw
+        self._observe = observe
 
     async def decide(self, run: Run) -> Plan | Answer:
         allowed = self._pool if run.request.allowed is None else self._pool & run.request.allowed
@@ -188,6 +211,9 @@ class TranscriptCoordinator:
         suggested = table.suggested if table.suggested is not None and possible[table.suggested] else None
         if suggested is not None:
             role = suggested
+        if self._observe is not None:
+            drawn = None if suggested is not None else role
+            self._observe(Draw(hidden=encoding.hidden, workers=workers, roles=roles, worker=worker, role=drawn))
         if role == VERIFIER and not table.worked:
             raise PlanError("the run is over: a Verifier was chosen before any Worker had answered")
         order = [int(j) for j in np.argsort(-workers, kind="stable") if callable_[j]]

@@ -10,7 +10,7 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
@@ -26,12 +26,12 @@ from ..local.minilm_numpy import Prefix, SvfMiniLM
 from ..local.svf import SvfLayout
 from ..orchestrate.artefact import Card
 from ..orchestrate.encoder import Encoder, Encoding
-from ..orchestrate.transcript import TranscriptConfig, TranscriptCoordinator, TranscriptHead
+from ..orchestrate.transcript import Draw, TranscriptConfig, TranscriptCoordinator, TranscriptHead
 from ..orchestrate.tri_head import ROLES
 from ..pool.recorded import RecordedSet, create_recorded_pool
 from ..types import Json, Message
 
-__all__ = ["Job", "Player", "Setup", "SvfEncoder", "Tally", "TranscriptEncoder"]
+__all__ = ["Job", "Player", "Sample", "Setup", "SvfEncoder", "Tally", "TranscriptEncoder"]
 
 Array: TypeAlias = npt.NDArray[np.float32]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -70,6 +70,14 @@ class Job:
     """Of the draws; None: argmax."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample:
+    """An episode and what was drawn in it, turn by turn."""
+
+    episode: Episode
+    draws: tuple[Draw, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
     """What became of a candidate's episodes."""
@@ -84,6 +92,8 @@ class Tally:
     """USD of all episodes; None when one is unknown."""
     excluded: int
     """Episodes that were not scored: a worker's or the grader's fault."""
+    samples: tuple[Sample, ...] = field(default=(), compare=False)
+    """All episodes, where `Setup.keeps_draws` asks for them and there were draws; else none."""
 
     @property
     def episodes(self) -> int:
@@ -108,7 +118,7 @@ class Tally:
 
     @staticmethod
     def join(tallies: Sequence[Tally]) -> Tally:
-        """In their order."""
+        """In their order; without samples."""
         costs = [tally.cost for tally in tallies]
         return Tally(
             scores=tuple(score for tally in tallies for score in tally.scores),
@@ -146,6 +156,8 @@ class Setup:
     tasks: tuple[Task, ...]
     allowed: tuple[frozenset[str], ...]
     card: Card
+    keeps_draws: bool = False
+    """Tallies hold every episode and its draws, for a gradient. A turn takes about 2 kB."""
 
 
 class Player:
@@ -167,17 +179,22 @@ class Player:
         setup, split = self.setup, self.setup.offsets
         encoder = self._scale(job.vector[:split]) if split else _Memo(self._encoder, self._states)
         card = msgspec.structs.replace(setup.card, encoder=encoder.name)
+        draws: list[Draw] = []
+        keeps = setup.keeps_draws and job.seed is not None
         policy = TranscriptCoordinator(
             TranscriptHead(job.vector[split:], None, setup.config, card),
             encoder,
             self._models,
             draw=None if job.seed is None else np.random.default_rng(job.seed),
+            observe=draws.append if keeps else None,
         )
-        episodes = [
-            await run_episode(setup.tasks[i], policy, self._pool, self._grader, allowed=setup.allowed[i])
-            for i in job.questions
-        ]
-        return Tally.of(episodes, [worker.id for worker in card.workers])
+        samples = []
+        for i in job.questions:
+            draws.clear()
+            episode = await run_episode(setup.tasks[i], policy, self._pool, self._grader, allowed=setup.allowed[i])
+            samples.append(Sample(episode=episode, draws=tuple(draws)))
+        tally = Tally.of([sample.episode for sample in samples], [worker.id for worker in card.workers])
+        return replace(tally, samples=tuple(samples)) if keeps else tally
 
     def _scale(self, offsets: Array) -> _Memo:
         if self._prefixes is not None:

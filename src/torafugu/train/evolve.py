@@ -1,4 +1,5 @@
-"""Trains `orchestrate/transcript.py` as TRINITY does (arXiv 2512.04695): sep-CMA-ES on rewards of whole runs.
+"""Trains `orchestrate/transcript.py` as TRINITY does (arXiv 2512.04695): sep-CMA-ES on rewards of whole runs, or one of
+the paper's baselines with as many runs.
 
 The vector is the encoder's singular-value offsets, if they are trained, then the head; it starts from zeros. A
 candidate plays `repeats` questions, each through the loop that serves, on recorded answers (`candidate.py`); its reward
@@ -16,8 +17,10 @@ import hashlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -42,9 +45,10 @@ from ..orchestrate.transcript import TranscriptConfig, TranscriptHead, count_hea
 from ..orchestrate.tri_head import ROLES
 from ..pool.recorded import Question, RecordedSet
 from ..types import Json
-from .candidate import Array, Ints, Job, Player, Setup, SvfEncoder, Tally, TranscriptEncoder
+from .candidate import Array, Ints, Job, Player, Sample, Setup, SvfEncoder, Tally, TranscriptEncoder
 from .checkpoint import Checkpoints
 from .outcomes import answered, describe_best_single, split_outcomes, write_run
+from .paper_reinforce import PolicyGradient, estimate_gradient
 from .sepcma import SepCMA, popsize
 
 __all__ = [
@@ -53,6 +57,7 @@ __all__ = [
     "RandomSearch",
     "Tally",
     "TrainedTranscript",
+    "credit_samples",
     "shape_reward",
     "train_paper",
 ]
@@ -71,7 +76,8 @@ class EvolveConfig:
     iterations: int = 60
     repeats: int = 16
     """Episodes of a candidate."""
-    optimiser: Literal["sepcma", "random-search"] = "sepcma"
+    optimiser: Literal["sepcma", "random-search", "reinforce"] = "sepcma"
+    """`reinforce`: one candidate, which plays all of a generation's episodes (`paper_reinforce.py`)."""
     sigma0: float = 0.03
     popsize: int | None = None
     """None: by the rule."""
@@ -80,6 +86,8 @@ class EvolveConfig:
     """Of random search: numbers are drawn from -0.5 to 0.5."""
     random_repeats: int = 32
     """Of random search: episodes of a candidate. There are fewer candidates, so that as many episodes are run."""
+    learning_rate: float = 0.0001
+    """Of REINFORCE: Adam's. One step moves a logit by at most this, times the root of the state's size, times 175."""
     start: Literal["zeros", "module"] = "zeros"
     """Of the head: `module` is how its form starts when nothing overwrites it (`head_variants.py`)."""
     svf: bool = True
@@ -107,6 +115,19 @@ class EvolveConfig:
         counts = (self.iterations, self.repeats, self.random_repeats, self.test_interval, self.tests)
         if min(counts) < 1 or (self.popsize is not None and self.popsize < 2):
             raise ConfigError(f"{self!r}: expected counts from 1, and a popsize from 2")
+        if self.optimiser == "reinforce":
+            self._check_reinforce()
+
+    def _check_reinforce(self) -> None:
+        what = "optimiser 'reinforce'"
+        if self.svf:
+            raise ConfigError(f"{what}: has no gradient for an encoder's singular values: expected svf = false")
+        if self.policy.head != "linear":
+            raise ConfigError(f"{what}: has no gradient for the head {self.policy.head!r}: expected head = 'linear'")
+        if self.common_questions:
+            raise ConfigError(f"{what}: the same draws again teach nothing: expected common_questions = false")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"{what}: learning_rate {self.learning_rate!r}: expected a number above 0")
 
     def count_candidates(self, size: int) -> int:
         """Per generation, for a vector of `size` numbers."""
@@ -144,12 +165,40 @@ def shape_reward(tally: Tally, config: EvolveConfig, dearest_usd: float | None =
     n = tally.turns / (tally.episodes if config.turns_per_episode else 1)
     turns = -(max(0.0, n - 1) / config.policy.max_turns) / 4 * config.turn_bonus
     diversity = config.diversity_bonus * math.log(2) * (routing_entropy_bits(tally.workers) if tally.turns else 0)
-    price = config.call_price * tally.calls / tally.episodes
-    if config.cost_bonus:
-        if tally.cost is None or not dearest_usd:
-            raise ConfigError(f"cost_bonus {config.cost_bonus!r}: the recorded answers have no known cost: expected 0")
-        price += config.cost_bonus * tally.cost / tally.episodes / dearest_usd
+    price = (config.call_price * tally.calls + _price_money(tally.cost, config, dearest_usd)) / tally.episodes
     return math.fsum(tally.scores) / len(tally.scores) + diversity + turns - price
+
+
+def _price_money(cost_usd: float | Decimal | None, config: EvolveConfig, dearest_usd: float | None) -> float:
+    if not config.cost_bonus:
+        return 0.0
+    if cost_usd is None or not dearest_usd:
+        raise ConfigError(f"cost_bonus {config.cost_bonus!r}: the recorded answers have no known cost: expected 0")
+    return config.cost_bonus * float(cost_usd) / dearest_usd
+
+
+def credit_samples(tally: Tally, config: EvolveConfig, dearest_usd: float | None = None) -> list[tuple[Sample, float]]:
+    """What each scored episode adds to its tally's `shape_reward`, to first order, on the scale of a score.
+
+    The terms that are not linear are so credited by their derivative: a turn given to a worker that many turns go to
+    takes from the entropy, one given to a rare worker adds to it.
+    """
+    counts = Counter(worker for sample in tally.samples for worker, _ in sample.episode.replied)
+    turns = sum(counts.values())
+    surprise = {worker: -math.log(count / turns) for worker, count in counts.items()}
+    entropy = math.fsum(count / turns * surprise[worker] for worker, count in counts.items())
+    turn_price = config.turn_bonus / 4 / config.policy.max_turns * (1 if config.turns_per_episode else tally.episodes)
+    credited = []
+    for sample in tally.samples:
+        episode = sample.episode
+        if episode.score is None:
+            continue
+        rare = math.fsum(surprise[worker] - entropy for worker, _ in episode.replied)
+        price = turn_price * len(episode.replied) + config.call_price * episode.calls
+        price += _price_money(episode.cost_usd, config, dearest_usd)
+        diversity = config.diversity_bonus * rare * tally.episodes / max(1, turns)
+        credited.append((sample, episode.score + diversity - price))
+    return credited
 
 
 # --- the search -----------------------------------------------------------------------------------------------------
@@ -191,8 +240,14 @@ class RandomSearch:
         return self
 
 
-def _make_search(config: EvolveConfig, start: Floats, state: Mapping[str, Any] | None) -> SepCMA | RandomSearch:
+_Search: TypeAlias = SepCMA | RandomSearch | PolicyGradient
+
+
+def _make_search(config: EvolveConfig, start: Floats, state: Mapping[str, Any] | None) -> _Search:
     count = config.count_candidates(start.size)
+    if config.optimiser == "reinforce":
+        gradient = PolicyGradient(start, config.learning_rate, count=count)
+        return gradient if state is None else gradient.load(state)
     if config.optimiser == "random-search":
         search = RandomSearch(start.size, config.random_range, count=count, seed=config.seed)
         return search if state is None else search.load(state)
@@ -252,7 +307,7 @@ class _Run:
                 self._report.advance(1)
         return kept
 
-    def _resume(self) -> tuple[SepCMA | RandomSearch, _Kept]:
+    def _resume(self) -> tuple[_Search, _Kept]:
         resumed = self._checkpoints.load_latest()
         first = self._first.astype(np.float64)
         if resumed is None:
@@ -271,13 +326,20 @@ class _Run:
         )
         return _make_search(self._config, first, searched), kept
 
-    async def _step(self, fleet: Fleet[Job, Tally], search: SepCMA | RandomSearch, kept: _Kept) -> None:
+    async def _step(self, fleet: Fleet[Job, Tally], search: _Search, kept: _Kept) -> None:
         """One generation; `kept` is replaced in place."""
         config, generation = self._config, search.generation
         candidates = search.ask().astype(np.float32)  # (P, N)
         tallies = take_results(await fleet.map(self._make_jobs(candidates, generation)))
         rewards = np.array([shape_reward(tally, config, self._dearest_usd) for tally in tallies])
-        search.tell(rewards)
+        if isinstance(search, PolicyGradient):
+            credited = [pair for tally in tallies for pair in credit_samples(tally, config, self._dearest_usd)]
+            gradient = estimate_gradient(credited, size=candidates.shape[1], state_norm=config.policy.state_norm)
+            search.tell(gradient)
+            course = {"gradient/norm": float(np.linalg.norm(gradient))}
+        else:
+            search.tell(rewards)
+            course = {"sigma": search.sigma}
         self._log(
             "evolution",
             generation + 1,
@@ -285,7 +347,7 @@ class _Run:
                 "reward/mean": float(rewards.mean()),
                 "reward/max": float(rewards.max()),
                 "reward/std": float(rewards.std()),
-                "sigma": search.sigma,
+                **course,
                 **Tally.join(tallies).describe(),
             },
         )
@@ -413,6 +475,7 @@ def _set_up(
         offsets=offsets,
         tasks=tuple(question_to_task(question) for question in both.questions),
         allowed=tuple(frozenset(w for w, s in zip(both.workers, row, strict=True) if s == s) for row in both.first),
+        keeps_draws=config.optimiser == "reinforce",
         card=Card(
             encoder=encoder.name,
             workers=tuple(WorkerIdentity(w, recorded.models[w]) for w in both.workers),
