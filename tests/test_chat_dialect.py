@@ -160,6 +160,12 @@ def test_other_tools_become_functions() -> None:
     assert request.ignored == ("tools[0]:web_search",)
 
 
+def test_forced_call_of_a_tool_that_nobody_can_make() -> None:
+    """Where only tools of the server's side are offered, none can be required."""
+    with pytest.raises(RequestError, match="tool_choice"):
+        parse(tools=[{"type": "web_search"}], tool_choice="required")
+
+
 def test_custom_tool_calls() -> None:
     """A custom tool's call is told to workers as a function's and to the client as its own, and back."""
     custom = {"type": "custom", "custom": {"name": "patch"}}

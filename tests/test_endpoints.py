@@ -244,6 +244,7 @@ def test_tools_survive_a_workflow(tmp_path: Path) -> None:
         turn = begin(server)
         status, answer = go_on(server, turn)
         assert (status, answer["choices"][0]["message"]["content"]) == (200, "MENDED")
+        assert [step["outcome"] for step in answer["fugu"]["steps"]] == ["earlier", "replied", "replied"]
         record = server.request("GET", f"/v1/runs/{answer['fugu']['run_id']}")[2]
     assert record["events"][0]["event"]["resumes"] == "run_" + turn["tool_calls"][0]["id"].split("_")[1]
     assert len(world["backends"]["boss"].queries) == 1

@@ -21,6 +21,7 @@ from torafugu.errors import (
     StoreError,
     WorkerError,
 )
+from torafugu.grade.sandbox import SandboxUnavailable
 from torafugu.server.errors import BudgetEndedError, OverloadedError
 
 PLAIN = (FuguError, ConfigError, ModelError, PlanError, GradeError, StoreError)
@@ -33,6 +34,7 @@ ERRORS: list[FuguError] = [
     WorkerError("broken", worker="gpt-x"),
     OverloadedError("full"),
     BudgetEndedError("no answer"),
+    SandboxUnavailable("no sandbox"),
 ]
 
 

@@ -185,6 +185,29 @@ def test_what_the_user_says_beside_results() -> None:
     assert a.queries[1].messages[-1] == Message(role="user", content="Hurry up.")
 
 
+def test_thoughts_of_a_step_are_its_own() -> None:
+    """What a step that is not the last one thought before it called a tool is not for the client."""
+    thinking = msgspec.structs.replace(calls({"n": 1}, text="I look."), reasoning="SECRET")
+    run = run_ultra({CONDUCTOR: script(PLAN), "a": script(thinking), "b": script()})
+    assert run.answer is not None
+    assert (run.answer.text, run.answer.reasoning) == ("", None)
+
+
+def test_planning_only_calls_nobody() -> None:
+    """Asked only what would be done with the results, the step that waits for them is not called."""
+    a = script(calls({"n": 1}), "FOUND")
+    backends = {CONDUCTOR: script(PLAN), "a": a, "b": script()}
+    first = run_ultra(backends)
+    request = answer(first, "RESULT")
+    pool = make_pool(backends, max_attempts=1)
+    policy = Conductor(ConductorConfig(worker=CONDUCTOR), {id: id for id in backends})
+    run = asyncio.run(
+        orchestrate(request, policy, pool, resume=add_results(wait(first), request.messages), only_plans=True)
+    )
+    assert run.stopped is not None
+    assert (run.stopped.by, run.calls, len(a.queries)) == ("routed", 0, 1)
+
+
 def test_retry_of_the_client() -> None:
     """The same results sent twice resume the same step twice: a client that lost our answer gets another."""
     a = script(calls({"n": 1}), "FOUND", "FOUND")

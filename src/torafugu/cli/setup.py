@@ -145,6 +145,13 @@ def _diagnose(installation: Installation) -> Iterator[tuple[bool, str]]:
     except FuguError as error:
         yield False, error.message
         return
+    from ..grade.sandbox import probe_sandboxes
+
+    tiers = {probe.tier: probe.problem for probe in probe_sandboxes()}
+    told = ", ".join(
+        f"{tier} {'works' if problem is None else 'does not: ' + problem}" for tier, problem in tiers.items()
+    )
+    yield True, f"sandbox for programs: {told}{'' if None in tiers.values() else '; code is not graded'}"
     yield True, f"offered: {', '.join(offered) or 'the workers only'}"
     yield True, f"everything opens; record {installation.record}"
 

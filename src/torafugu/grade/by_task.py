@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import GradeError
 from ..types import Reply
+from .code import CodeGrader
 from .exact import ExactGrader
 from .grader import Grader, Verdict
 from .gym import GymGrader
@@ -13,10 +14,10 @@ __all__ = ["TaskGrader"]
 
 
 class TaskGrader:
-    """Grades with the grader that the task names: `exact` or `gym`."""
+    """Grades with the grader that the task names: `exact`, `gym` or `code`."""
 
     def __init__(self) -> None:
-        self._graders: dict[str, Grader] = {"exact": ExactGrader(), "gym": GymGrader()}
+        self._graders: dict[str, Grader] = {"code": CodeGrader(), "exact": ExactGrader(), "gym": GymGrader()}
 
     def grade(self, task: Task, reply: Reply) -> Verdict:
         name = task.meta.get("grader")

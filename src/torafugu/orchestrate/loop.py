@@ -124,6 +124,8 @@ async def _decide_and_execute(
 ) -> str:
     """Returns what stopped the run."""
     is_durable = False
+    if run.trajectories and only_plans:
+        return "routed"
     if run.trajectories:  # the latest plan waited for the client's tools
         await run.wait_durable()
         is_durable = True

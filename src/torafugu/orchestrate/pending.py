@@ -40,13 +40,13 @@ def name_calls(run_id: str, step: int, calls: Sequence[ToolCall]) -> tuple[ToolC
 
 
 def merge_calls(run_id: str, step: int, waiting: Mapping[int, Reply], *, is_for_client: bool) -> Reply:
-    """One answer with the calls of all steps that wait; the rest of it is that of `step`, its text if that is for the
+    """One answer with the calls of all steps that wait; the rest of it is that of `step`, its words if they are for the
     client."""
     reply = waiting[step]
+    if not is_for_client:
+        reply = msgspec.structs.replace(reply, text="", reasoning=None)
     calls = [call for id, each in waiting.items() for call in name_calls(run_id, id, each.tool_calls)]
-    return msgspec.structs.replace(
-        reply, text=reply.text if is_for_client else "", tool_calls=tuple(calls), finish_reason="tool_calls"
-    )
+    return msgspec.structs.replace(reply, tool_calls=tuple(calls), finish_reason="tool_calls")
 
 
 def find_run(messages: Sequence[Message]) -> str | None:

@@ -10,8 +10,8 @@ from .artefact import read_card
 from .coordinator import Coordinator, CoordinatorHead
 from .encoder import Encoder
 from .head import Head
-from .policy import Policy
-from .selector import SWITCH_MARGIN, Selector, know_no_price
+from .policy import SWITCH_MARGIN, Policy
+from .selector import Selector, know_no_price
 from .transcript import TranscriptCoordinator, TranscriptHead
 
 __all__ = ["KINDS", "load_policy"]

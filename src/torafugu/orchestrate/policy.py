@@ -8,7 +8,11 @@ from ..errors import PlanError
 from ..types import Answer, Plan, Step
 from .run import Run
 
-__all__ = ["Direct", "Policy"]
+__all__ = ["SWITCH_MARGIN", "Direct", "Policy"]
+
+SWITCH_MARGIN = 0.03
+"""The gain in expected reward for which a large warm cache is given up. Measured: the largest that cost less than half
+a point on four heads (docs/decisions/0014)."""
 
 
 class Policy(Protocol):

@@ -20,14 +20,13 @@ from ..pool.prices import Price
 from ..types import Answer, Json, Plan, Step, Usage, Warm
 from .encoder import Encoder
 from .head import Head, check_encoder
+from .policy import SWITCH_MARGIN
 from .run import Run
 
-__all__ = ["SCALE_METRIC", "SWITCH_MARGIN", "Selector", "advantage", "know_no_price"]
+__all__ = ["SCALE_METRIC", "Selector", "advantage", "know_no_price"]
 
 SCALE_METRIC = "reward_per_advantage"
 """Name in a card's metrics: what an advantage of 1 came to in reward, on questions that were held out in training."""
-SWITCH_MARGIN = 0.03
-"""Measured: the largest that cost less than half a point on four heads (docs/decisions/0014)."""
 HALF_TOKENS = 4_000
 """Lost tokens for which half of the margin is asked. Chosen: an agent's first prompt has two to four times as many."""
 CACHED_PRICE = 0.1

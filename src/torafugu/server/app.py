@@ -50,7 +50,7 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Routes that answer without a key. They tell nothing but whether this server lives."""
 
 _JSON = [(b"content-type", b"application/json")]
-_THERE_IS = "this server has /v1/chat/completions, /v1/route, /v1/models and /v1/runs"
+_THERE_IS = "this server has /v1/chat/completions, /v1/responses, /v1/messages, /v1/models, /v1/route and /v1/runs"
 
 
 class Workers(Caller, Protocol):

@@ -143,7 +143,7 @@ def parse_chat(body: bytes) -> Chat:
     _refuse_unsupported(wire)
     _check_tools(tuple(wire.tools or ()))
     declared = Toolbox.from_chat(wire.tools or ())
-    toolbox, tool_choice = declared.choose_chat(wire.tool_choice if declared.functions or wire.tools is None else None)
+    toolbox, tool_choice = declared.choose_chat(wire.tool_choice)
     ignored |= set(toolbox.left_out)
     tools = toolbox.functions
     check_opaque(wire.response_format, "response_format")
@@ -280,7 +280,7 @@ def _to_stops(stop: str | list[str] | None) -> tuple[str, ...]:
 
 
 def _check_tools(tools: tuple[dict[str, Json], ...]) -> None:
-    """Tools of other types than `function` (web_search, custom, namespace) are carried, whatever they hold."""
+    """Their form; what becomes of tools of other types than `function`, the toolbox says."""
     for i, tool in enumerate(tools):
         kind = tool.get("type")
         if not isinstance(kind, str):

@@ -50,6 +50,9 @@ _TEXT_FIELDS = {"refusal": "refusal"} | dict.fromkeys(("input_text", "output_tex
 """Content parts that are text, and where it stands."""
 _UNREADABLE = frozenset({"id", "status", "encrypted_content"})
 """Fields that say nothing to a model."""
+_VERBOSITIES = frozenset({"low", "medium", "high"})
+_SUMMARIES = frozenset({"auto", "concise", "detailed"})
+"""Words that the answer may repeat; what a client sends beyond them is let pass, but would break the answer's type."""
 _OTHER_FIELDS: Mapping[str, Json] = {
     "background": False,
     "conversation": None,
@@ -253,6 +256,7 @@ def _name_unused(wire: _WireResponses, toolbox: Toolbox) -> set[str]:
     asked = {
         "max_tool_calls": wire.max_tool_calls is not None,  # only counts tools that the server runs
         "service_tier": wire.service_tier not in (None, "auto", "default"),
+        "reasoning.summary": wire.reasoning is not None and wire.reasoning.summary not in (None, *_SUMMARIES),
         "stream_options": bool(wire.stream_options),
         "text.verbosity": wire.text is not None and wire.text.verbosity not in (None, "medium"),
         "truncation": wire.truncation == "auto",
@@ -301,8 +305,9 @@ def _echo(wire: _WireResponses) -> dict[str, Json]:
     form = (wire.text.format if wire.text else None) or {"type": "text"}
     if form["type"] == "json_schema":
         form = {**form, "description": form.get("description"), "strict": bool(form.get("strict"))}
-    verbosity = {"verbosity": wire.text.verbosity} if wire.text and wire.text.verbosity else {}
+    verbosity = {"verbosity": wire.text.verbosity} if wire.text and wire.text.verbosity in _VERBOSITIES else {}
     reasoning = wire.reasoning or _Reasoning()
+    summary = reasoning.summary if reasoning.summary in _SUMMARIES else None
     return {
         **_OTHER_FIELDS,
         "frequency_penalty": wire.frequency_penalty or 0.0,
@@ -315,7 +320,7 @@ def _echo(wire: _WireResponses) -> dict[str, Json]:
         "presence_penalty": wire.presence_penalty or 0.0,
         "previous_response_id": wire.previous_response_id,
         "prompt_cache_key": wire.prompt_cache_key,
-        "reasoning": {"effort": reasoning.effort, "summary": reasoning.summary},
+        "reasoning": {"effort": reasoning.effort, "summary": summary},
         "safety_identifier": wire.safety_identifier,
         "store": wire.store is not False,
         "temperature": 1.0 if wire.temperature is None else wire.temperature,

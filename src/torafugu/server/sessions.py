@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from ..orchestrate.selector import SWITCH_MARGIN
+from ..orchestrate.policy import SWITCH_MARGIN
 from ..types import Json, Message, Reply, Request, Warm
 from .connection import find_header
 

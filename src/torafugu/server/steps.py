@@ -1,7 +1,7 @@
 """The steps of a run as clients are told of them: who did what, what it came to, how long it took, for how much. Pure.
 
 Nobody's words are in it. The tokens and costs of all steps add up to the run's, exactly: each step has those of all its
-attempts.
+attempts. Those of an earlier run, which had to wait for the client's tools, were paid for there.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _describe(step: Step, run: Run) -> dict[str, Json]:
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
         "cost_usd": sum_cost(end.reply.cost_usd if isinstance(end, Replied) else end.cost_usd for end in ends),
-        "outcome": _outcome(ends),
+        "outcome": "earlier" if reply is not None and not ends else _outcome(ends),
     }
 
 
