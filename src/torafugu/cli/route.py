@@ -5,21 +5,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
-import sys
 
 import msgspec
 
-from ..errors import ConfigError, FuguError
+from ..errors import FuguError
 from ..orchestrate import create_run_id, orchestrate
 from ..pool.prices import resolve_price
 from ..types import Json, Message, Request, Sampling
 from .console import err, out, usd
 from .graph import printable
 from .installation import Installation, open_installation
-from .serve import add_installation_arguments, installation_from
+from .serve import add_installation_arguments, installation_from, read_question
 from .train import at_least_one
 
-__all__ = ["add_parser", "read_question"]
+__all__ = ["add_parser"]
 
 _LONGEST_SUBTASK = 160
 _UNKNOWN = {
@@ -46,20 +45,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--json", action="store_true", help="what POST /v1/route answers")
     parser.add_argument("question", nargs="?", help="the question (default: read from stdin)")
     parser.set_defaults(run=_command)
-
-
-def read_question(given: str | None) -> str:
-    """The question of the command line, else what stands on stdin.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if given is None and sys.stdin.isatty():
-        err.print("type the question, and end it with ctrl-D", style="dim")
-    question = given if given is not None else sys.stdin.read()
-    if not question.strip():
-        raise ConfigError("nothing was asked: give a question, or write one to stdin")
-    return question
 
 
 def _command(args: argparse.Namespace) -> int:

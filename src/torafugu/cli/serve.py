@@ -17,7 +17,7 @@ from .console import err, usd
 from .installation import Installation, open_installation, read_installation
 from .train import at_least_one
 
-__all__ = ["add_installation_arguments", "add_parsers", "installation_from"]
+__all__ = ["add_installation_arguments", "add_parsers", "installation_from", "read_question"]
 
 
 def add_installation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,14 +105,24 @@ def _serve_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def read_question(given: str | None) -> str:
+    """The question of the command line, else what stands on stdin.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if given is None and sys.stdin.isatty():
+        err.print("type the question, and end it with ctrl-D", style="dim")
+    question = given if given is not None else sys.stdin.read()
+    if not question.strip():
+        raise ConfigError("nothing was asked: give a question, or write one to stdin")
+    return question
+
+
 def _ask_command(args: argparse.Namespace) -> int:
     import asyncio
 
-    if args.question is None and sys.stdin.isatty():
-        err.print("type the question, and end it with ctrl-D", style="dim")
-    question = args.question if args.question is not None else sys.stdin.read()
-    if not question.strip():
-        raise ConfigError("nothing was asked: give a question, or write one to stdin")
+    question = read_question(args.question)
     installation = installation_from(args)
     request = Request(
         model=args.model,
