@@ -389,7 +389,7 @@ def test_bad_requests_reach_no_worker(server: Server, provider: Provider) -> Non
     unknown = server.ask("hello", "gpt-17")
     assert (unknown.status, unknown.error["code"]) == (404, "model_not_found")
     assert "expected one of fugu, hangs, " in unknown.error["message"]
-    dialect = server.request("POST", "/v1/responses", "{}")
+    dialect = server.request("POST", "/v1/embeddings", "{}")
     assert (dialect.status, dialect.error["code"]) == (404, "not_found")
     assert "this server has /v1/chat/completions" in dialect.error["message"]
     assert provider.asked == []

@@ -65,13 +65,14 @@ def test_origin_is_on_record() -> None:
     """Which key asked, in which session, with which body, stands in the first event."""
 
     class From:
-        key_id, session, body_sha256 = "key_1", "s", "ab12"
+        key_id, session, body_sha256, wire = "key_1", "s", "ab12", {"a": 1}
 
     record = Record()
     asyncio.run(orchestrate(REQUEST, Direct("a"), make_pool({"a": scripted("4")}), recorder=record, origin=From()))
     accepted = record.events[0]
     assert isinstance(accepted, Accepted)
     assert (accepted.key_id, accepted.session, accepted.body_sha256) == ("key_1", "s", "ab12")
+    assert accepted.wire == {"a": 1}
 
 
 def test_alternates_take_over() -> None:

@@ -297,6 +297,10 @@ def _to_response_format(form: Mapping[str, Json]) -> Json | None:
         fail("text.format.name", "expected a string")
     if not isinstance(form.get("schema"), dict):
         fail("text.format.schema", "expected an object (JSON Schema)")
+    if not isinstance(form.get("description"), str | None):
+        fail("text.format.description", "expected a string")
+    if not isinstance(form.get("strict"), bool | None):
+        fail("text.format.strict", "expected true or false")
     told = {key: form[key] for key in ("name", "description", "schema", "strict") if form.get(key) is not None}
     return {"type": "json_schema", "json_schema": told}
 
