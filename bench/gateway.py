@@ -39,6 +39,8 @@ CONCURRENCY = 16
 CHUNKS = 60
 CHUNK_EVERY_S = 0.002
 QUESTION = "lorem ipsum dolor sit amet " * 20
+CHAT = "/v1/chat/completions"
+ASKED: dict[str, object] = {"messages": [{"role": "user", "content": QUESTION}]}
 TEXT = "consectetur adipiscing elit sed do eiusmod tempor " * 10
 
 
@@ -165,13 +167,18 @@ def cpu_s(pid: int) -> float:
 # --- the client: raw HTTP, so that it costs little beside what it measures ---
 
 
+def to_request(path: str, fields: dict[str, object], *, stream: bool) -> bytes:
+    """A request to the worker by its name."""
+    body = json.dumps({"model": "fake", **fields} | ({"stream": True} if stream else {})).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
 class Client:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, stream: bool) -> None:
-        self._reader, self._writer = reader, writer
-        messages = [{"role": "user", "content": QUESTION}]
-        body = json.dumps({"model": "fake", "messages": messages} | ({"stream": True} if stream else {})).encode()
-        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-        self._request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+    """One connection, on which one request is sent again and again."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, request: bytes) -> None:
+        self._reader, self._writer, self._request = reader, writer, request
 
     async def ask(self) -> float:
         """Milliseconds until the whole answer was here."""
@@ -192,7 +199,7 @@ class Client:
             raise RuntimeError(head.decode())
         transits = []
         while (line := await self._reader.readline()) != b"0\r\n":
-            if b"@" in line:
+            if b"@" in line and b"delta" in line:  # some dialects repeat the text at the end
                 transits.append((time.perf_counter_ns() - int(line.partition(b"@")[2].split()[0])) / 1e6)
         await self._reader.readline()
         return transits
@@ -212,13 +219,14 @@ async def measure_target(url: str, pid: int) -> dict[str, float]:
     port = int(url.rpartition(":")[2])
     connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CONCURRENCY)]
     with clients(connections):
-        whole = [Client(*connection, stream=False) for connection in connections]
+        request, streaming = (to_request(CHAT, ASKED, stream=stream) for stream in (False, True))
+        whole = [Client(*connection, request=request) for connection in connections]
         latencies = await ask_until(whole[0], time.perf_counter() + ROUND_S)
         cpu_before, began = cpu_s(pid), time.perf_counter()
         answered = await asyncio.gather(*(ask_until(client, began + ROUND_S) for client in whole))
         count, wall_s = sum(map(len, answered)), time.perf_counter() - began
         cpu_ms = (cpu_s(pid) - cpu_before) / count * 1e3
-        streamed = [Client(*connection, stream=True) for connection in connections]
+        streamed = [Client(*connection, request=streaming) for connection in connections]
         transits = [t for _ in range(4) for t in await streamed[0].ask_stream()]
         cpu_before = cpu_s(pid)
         await asyncio.gather(*(client.ask_stream() for client in streamed))
