@@ -474,23 +474,29 @@ def test_no_recursion_below_xhigh() -> None:
 
 
 def test_recursion_for_ever() -> None:
-    """A conductor that asks for itself in the last round is told so, and the latest result is the answer."""
-    boss = script(AGAIN, AGAIN, AGAIN, AGAIN, AGAIN)
-    a = script("FIRST", "SECOND", "THIRD")
-    run = run_ultra(team(boss, a=a), ask("max"), config=ConductorConfig(worker=CONDUCTOR, attempts=3))
+    """A conductor that asks for itself in the last round too gets its workflow done, and the run says what ended it."""
+    boss = script(AGAIN, AGAIN, AGAIN)
+    run = run_ultra(team(boss, a=script("FIRST", "SECOND", "THIRD")), ask("max"))
     assert run.answer is not None
-    assert run.answer.text == "SECOND"
-    answered = run.events[-2]
-    assert isinstance(answered, Answered)
-    assert "plan_unknown_worker" in str(answered.notes["conductor"])
-    assert len(boss.queries) == 5  # two rounds, and three texts for the third
+    assert (run.answer.text, run.answer.finish_reason) == ("THIRD", "stop")
+    assert run.stopped is not None
+    assert run.stopped.by == "budget:depth"
+    assert len(boss.queries) == 3
+    told = [prompt_of(query) for query in boss.queries]
+    assert "2 further workflows of yours" in told[0]
+    assert "It may again end with model 3" in told[1]
+    assert "It may again end with model 3" not in boss.queries[2].messages[-1].text
 
 
-def test_depth_is_a_budget() -> None:
-    """A budget of one round forbids what the effort would allow."""
-    boss = script(CHAIN)
-    run_ultra(team(boss, a=script("4"), b=script("4")), ask("max"), budget=Budget(depth=1))
+@pytest.mark.parametrize(("text", "by"), [(CHAIN, "answer"), (AGAIN, "budget:depth")])
+def test_depth_is_a_budget(text: str, by: str) -> None:
+    """A budget of one round does not offer what the effort would allow, and ends the run that asks for it."""
+    boss = script(text)
+    run = run_ultra(team(boss, a=script("4"), b=script("4")), ask("max"), budget=Budget(depth=1))
     assert "which is you" not in prompt_of(boss.queries[0])
+    assert run.stopped is not None
+    assert (run.stopped.by, len(boss.queries)) == (by, 1)
+    assert run.answer is not None
 
 
 def test_dead_conductor_in_a_later_round() -> None:

@@ -9,13 +9,12 @@ import functools
 import msgspec
 
 from ..errors import FuguError
-from ..orchestrate import create_run_id, orchestrate
 from ..pool.prices import resolve_price
 from ..types import Json, Message, Request, Sampling
 from .console import err, out, usd
 from .graph import printable
 from .installation import Installation, open_installation
-from .serve import add_installation_arguments, installation_from, read_question
+from .serve import add_installation_arguments, installation_from, read_question, run_here
 from .train import at_least_one
 
 __all__ = ["add_parser"]
@@ -68,27 +67,19 @@ async def _route(installation: Installation, request: Request) -> dict[str, Json
     from ..server.route import describe_route
 
     async with open_installation(installation) as opened:
-        policy = opened.policy_for(request.model)
-        run_id = create_run_id()
+        run = await run_here(opened, request, only_plans=True)
+        if run is None:
+            return None
         try:
-            run = await orchestrate(
-                request,
-                policy,
-                opened.pool,
-                budget=installation.budget,
-                recorder=opened.store.recorder(run_id),
-                run_id=run_id,
-                only_plans=True,
-            )
             return await describe_route(
                 run,
-                policy=policy.id,
+                policy=opened.policy_for(request.model).id,
                 specs=opened.pool.specs,
                 price_of=functools.cache(lambda worker: resolve_price(opened.pool.specs[worker])),
                 store=opened.store,
             )
         except FuguError as error:
-            err.print(f"fugu: {error.message}\nrun {run_id}")
+            err.print(f"fugu: {error.message}\nrun {run.id}")
             return None
 
 

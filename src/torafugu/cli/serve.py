@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ConfigError, FuguError
-from ..orchestrate import create_run_id, orchestrate
-from ..pool.backend import Delta
+from ..orchestrate import Run, create_run_id, orchestrate
+from ..pool.backend import Delta, OnDelta
 from ..types import Message, Request, Sampling
 from .console import err, usd
-from .installation import Installation, open_installation, read_installation
+from .installation import Installation, Opened, open_installation, read_installation
 from .train import at_least_one
 
-__all__ = ["add_installation_arguments", "add_parsers", "installation_from", "read_question"]
+__all__ = ["add_installation_arguments", "add_parsers", "installation_from", "read_question", "run_here"]
 
 
 def add_installation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,6 +119,28 @@ def read_question(given: str | None) -> str:
     return question
 
 
+async def run_here(
+    opened: Opened, request: Request, *, on_delta: OnDelta | None = None, only_plans: bool = False
+) -> Run | None:
+    """One recorded run without a server. None when it failed, which has been said."""
+    policy = opened.policy_for(request.model)
+    run_id = create_run_id()
+    try:
+        return await orchestrate(
+            request,
+            policy,
+            opened.pool,
+            budget=opened.installation.budget,
+            recorder=opened.store.recorder(run_id),
+            on_delta=on_delta,
+            run_id=run_id,
+            only_plans=only_plans,
+        )
+    except FuguError as error:
+        err.print(f"fugu: {error.message}\nrun {run_id}")
+        return None
+
+
 def _ask_command(args: argparse.Namespace) -> int:
     import asyncio
 
@@ -140,21 +162,9 @@ def _ask_command(args: argparse.Namespace) -> int:
 
     async def go() -> int:
         async with open_installation(installation) as opened:
-            policy = opened.policy_for(args.model)
-            run_id = create_run_id()
-            try:
-                run = await orchestrate(
-                    request,
-                    policy,
-                    opened.pool,
-                    budget=installation.budget,
-                    recorder=opened.store.recorder(run_id),
-                    on_delta=show,
-                    run_id=run_id,
-                )
-            except FuguError as error:
-                err.print(f"fugu: {error.message}\nrun {run_id}")
-                return 1
+            run = await run_here(opened, request, on_delta=show)
+        if run is None:
+            return 1
         if run.answer is None:
             err.print(f"fugu: no answer: stopped by {run.stopped.by if run.stopped else 'nothing'}\nrun {run.id}")
             return 1

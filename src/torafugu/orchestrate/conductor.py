@@ -211,17 +211,23 @@ class Conductor:
         return None
 
     def _offer(self, run: Run, effort: Effort, at: _Round) -> Offer:
-        config, masked = self._config, self._masked(run)
+        config = self._config
+        may_recur = config.recursion and at.number + 1 < _rounds(run, effort)
         labels = [
             ", ".join(filter(None, [worker if config.names else "", config.describe.get(worker, "")]))
             for worker in self._workers
         ]
-        if not self._may_recur(run, effort, at):
-            return Offer(workers=self._workers, labels=tuple(labels), masked=masked)
-        return Offer(workers=self._workers, labels=tuple(labels), masked=masked, itself=len(self._workers))
+        return Offer(
+            workers=self._workers,
+            labels=tuple(labels),
+            masked=self._masked(run),
+            itself=len(self._workers) if may_recur else None,
+        )
 
     def _format(self, run: Run, effort: Effort, at: _Round) -> PlanFormat:
-        offer = self._offer(run, effort, at)
+        """Where recursion is possible at all, its number is understood in the last round too, though it is not offered
+        there: what was planned is done, and the run says what ended it."""
+        is_recursive = self._config.recursion and effort.rounds > 1
         return PlanFormat(
             workers=self._workers if self._config.names else len(self._workers),
             max_steps=effort.steps,
@@ -229,8 +235,8 @@ class Conductor:
             order=self._config.order,
             may_return=at.number > 0,
             has_history=at.number + at.replans > 0,
-            itself=offer.itself,
-            masked=offer.masked,
+            itself=len(self._workers) if is_recursive else None,
+            masked=self._masked(run),
         )
 
     def _masked(self, run: Run) -> frozenset[int]:
@@ -243,9 +249,6 @@ class Conductor:
         lost = {step.worker for step in run.steps if step.id in failed and step.role != "conductor"}
         both = gone | {i for i, worker in enumerate(self._workers) if worker in lost}
         return frozenset(both if len(both) < len(self._workers) else gone)
-
-    def _may_recur(self, run: Run, effort: Effort, at: _Round) -> bool:
-        return self._config.recursion and at.number + 1 < _rounds(run, effort)
 
     # --- reading ---
 
@@ -337,6 +340,8 @@ class Conductor:
         if shows is None:
             return Answer(step=last.id)
         at = replace(at, number=at.number + 1)
+        if at.number >= _rounds(run, effort):
+            return Answer(step=last.id, stopped_by="budget:depth")
         told = render_round(
             run.replies[last.id].text,
             others=[(i, run.replies[s.id].text) for i, s in enumerate(done.steps[:-1]) if s.id in shows],

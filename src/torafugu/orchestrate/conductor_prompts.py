@@ -93,6 +93,7 @@ class Left:
             "" if self.tokens is None else f"{self.tokens} tokens",
             "" if self.usd is None else f"{self.usd.normalize():f} US dollars",
             "" if self.seconds is None else f"{self.seconds:.0f} seconds",
+            f"{self.rounds} further workflows of yours" if self.rounds > 0 else "",
         ]
         return ", ".join(filter(None, known))
 

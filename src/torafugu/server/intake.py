@@ -30,7 +30,7 @@ from .dialect import Dialect, Parsed
 from .errors import HttpError, error_to_http
 from .housekeeping import Housekeeper, choose_housekeeper, is_housekeeping
 from .models import Models
-from .sessions import Session, Sessions, find_session
+from .sessions import Session, Sessions, find_label, find_session
 from .stream import Stream
 from .waiting import WaitingRuns
 
@@ -98,22 +98,26 @@ class Intake:
             body = await read_body(headers, receive, max_bytes=self._max_body_bytes)
             parsed = await self._dialect.read(body, client)
             policy = self._models.find_policy(parsed.request.model, client)
-            session = find_session(headers, hint=parsed.session, request=parsed.request, tenant=client.key_id)
-            request = msgspec.structs.replace(parsed.request, allowed=client.allowed, warm=self._sessions.warm(session))
-            housekeeper = None if isinstance(policy, Direct) else self._find_housekeeper(request, headers)
-            origin = _Origin(
-                key_id=client.key_id,
-                session=session.label,
-                body_sha256=hashlib.sha256(body).hexdigest(),
-                wire=parsed.wire,
-            )
+            request = msgspec.structs.replace(parsed.request, allowed=client.allowed)
+            session: Session | None = None
+            housekeeper: Policy | None = None
+            if not isinstance(policy, Direct):  # the client named the worker: there is nothing to weigh
+                housekeeper = self._find_housekeeper(request, headers)
+            if housekeeper is None and not isinstance(policy, Direct):
+                session = find_session(headers, hint=parsed.session, request=request, tenant=client.key_id)
+                request = msgspec.structs.replace(request, warm=self._sessions.warm(session))
             asked = Asked(
                 parsed=dataclasses.replace(parsed, request=request),
                 policy=housekeeper or policy,
-                origin=origin,
+                origin=_Origin(
+                    key_id=client.key_id,
+                    session=find_label(headers, hint=parsed.session),
+                    body_sha256=hashlib.sha256(body).hexdigest(),
+                    wire=parsed.wire,
+                ),
                 dialect=self._dialect,
                 resume=None if housekeeper else await self._waiting.find(request, policy, client),
-                session=None if housekeeper else session,
+                session=session,
             )
             await self._answer(asked, receive, send)
         finally:

@@ -18,6 +18,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 
 from ..errors import RequestError
+from ..pool.schemas import is_strict
 from ..types import (
     ImagePart,
     Json,
@@ -599,26 +600,8 @@ def _to_response_format(wire: _Wire) -> Json | None:
         fail(f"{field}.schema", "expected an object (JSON Schema)")
     check_opaque(schema, f"{field}.schema")
     # `strict` demands more of a schema than this dialect does; one that falls short would be refused outright.
-    strict = {"strict": True} if _is_strict(schema) else {}
+    strict = {"strict": True} if is_strict(schema) else {}
     return {"type": "json_schema", "json_schema": {"name": "output", "schema": schema, **strict}}
-
-
-def _is_strict(schema: Json) -> bool:
-    """Every object of it names all its properties as required, and allows no others."""
-    if isinstance(schema, list):
-        return all(_is_strict(item) for item in schema)
-    if not isinstance(schema, dict):
-        return True
-    properties, required = schema.get("properties"), schema.get("required")
-    if schema.get("type") == "object" or isinstance(properties, dict):
-        named = properties if isinstance(properties, dict) else {}
-        if (
-            schema.get("additionalProperties") is not False
-            or not isinstance(required, list)
-            or named.keys() - {name for name in required if isinstance(name, str)}
-        ):
-            return False
-    return all(_is_strict(item) for item in schema.values())
 
 
 def _find_session(user: str | None) -> str | None:

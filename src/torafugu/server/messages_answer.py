@@ -6,7 +6,7 @@ What is asked: `messages.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,6 +18,7 @@ from ..types import (
     Reply,
     ToolCall,
 )
+from .errors import HttpError
 from .messages import MessagesRequest
 from .wire import (
     describe_run,
@@ -25,7 +26,7 @@ from .wire import (
     usage_of_others,
 )
 
-__all__ = ["PING", "MessageEvents", "Problem", "error_body", "run_to_body"]
+__all__ = ["PING", "MessageEvents", "error_body", "run_to_body"]
 
 
 _STOP_REASON: Mapping[FinishReason, str] = {
@@ -188,7 +189,7 @@ class MessageEvents:
         told = {"usage": _from_usage(run, reply), "fugu": describe_run(run, policy)}
         return frames + _event("message_delta", delta=_describe_end(reply), **told) + _event("message_stop")
 
-    def error(self, problem: Problem) -> bytes:
+    def error(self, problem: HttpError) -> bytes:
         """The stream failed. Nothing may follow it, and the connection must not end cleanly."""
         return b"event: error\ndata: " + error_body(problem, request_id=self._run_id) + b"\n\n"
 
@@ -217,19 +218,6 @@ class MessageEvents:
         return _event("content_block_stop", index=self._index)
 
 
-class Problem(Protocol):
-    """What a client is told of an error; whose fault it was has decided its status."""
-
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def code(self) -> str: ...
-
-    @property
-    def message(self) -> str: ...
-
-
 _ERROR_TYPE: Mapping[int, str] = {
     401: "authentication_error",
     402: "billing_error",
@@ -245,7 +233,7 @@ _ERROR_TYPE: Mapping[int, str] = {
 _TOO_LONG = "prompt is too long"
 
 
-def error_body(problem: Problem, *, request_id: str | None) -> bytes:
+def error_body(problem: HttpError, *, request_id: str | None) -> bytes:
     """The error object of this dialect, also the data of a stream's error event."""
     kind = _ERROR_TYPE.get(problem.status, "api_error" if problem.status >= 500 else "invalid_request_error")
     message = problem.message

@@ -6,7 +6,7 @@ Ids of the answer and of its items are made from the run's. What was streamed an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
@@ -14,6 +14,7 @@ from ..orchestrate import Run
 from ..pool.backend import Delta
 from ..types import Json, Reply, ToolCall
 from .dialect import COMMENT
+from .errors import HttpError
 from .responses import Responses
 from .toolbox import Declared, arguments_to_input
 from .wire import (
@@ -22,23 +23,10 @@ from .wire import (
     usage_of_others,
 )
 
-__all__ = ["Problem", "ResponsesEvents", "response_id_of", "run_id_of", "run_to_body"]
+__all__ = ["ResponsesEvents", "response_id_of", "run_id_of", "run_to_body"]
 
 _FINAL_CODES = frozenset({"budget_exhausted", "bad_plan", "worker_auth"})
 """Server's faults that come again, at the same price, however often the client tries."""
-
-
-class Problem(Protocol):
-    """What went wrong, as it would be told in an HTTP response."""
-
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def code(self) -> str: ...
-
-    @property
-    def message(self) -> str: ...
 
 
 def response_id_of(run_id: str) -> str:
@@ -214,7 +202,7 @@ class ResponsesEvents:
         self.body = encode(told)
         return frames + self._frame(f"response.{told['status']}", response=msgspec.Raw(self.body))
 
-    def error(self, problem: Problem) -> bytes:
+    def error(self, problem: HttpError) -> bytes:
         """That it failed, in both forms in which clients look for it.
 
         The body has to end properly after it, unlike a stream of chat completions: what was told is an end already,
@@ -327,7 +315,7 @@ class ResponsesEvents:
         return [_message_item(self._id("msg"), text, "incomplete")] if self._open == "message" else []
 
 
-def _to_failure_code(problem: Problem) -> str:
+def _to_failure_code(problem: HttpError) -> str:
     """The codes by which Codex decides: it tries again on all but `context_length_exceeded` and `invalid_prompt`, of
     which it shows the message."""
     if problem.code == "context_length_exceeded":
@@ -337,7 +325,7 @@ def _to_failure_code(problem: Problem) -> str:
     return "invalid_prompt" if problem.status < 500 or problem.code in _FINAL_CODES else "server_error"
 
 
-def _to_failure_type(problem: Problem) -> str:
+def _to_failure_type(problem: HttpError) -> str:
     if problem.status == 429:
         return "rate_limit_error"
     return "server_error" if problem.status >= 500 else "invalid_request_error"

@@ -20,7 +20,7 @@ from ..orchestrate.policy import SWITCH_MARGIN
 from ..types import Json, Message, Reply, Request, Warm
 from .connection import find_header
 
-__all__ = ["Session", "Sessions", "SessionsConfig", "find_session"]
+__all__ = ["Session", "Sessions", "SessionsConfig", "find_label", "find_session"]
 
 _ID_HEADERS = (b"x-session-id", b"session-id", b"thread-id", b"x-session-affinity", b"x-claude-code-session-id")
 _MAX_LABEL = 200
@@ -70,9 +70,7 @@ def find_session(
 
     `tenant` is the name of the API key; None where there are no keys.
     """
-    pairs = list(headers)
-    named = (value.decode("latin-1") for name in _ID_HEADERS if (value := find_header(pairs, name)))
-    name = next(named, None) or hint or None
+    name = _find_name(headers, hint)
     if name is None:
         return _find_unnamed(request.messages, tenant)
     # A name covers more than one prefix (helpers, titles, what follows a compaction), and each has its own cache.
@@ -80,6 +78,18 @@ def find_session(
     opening = itertools.takewhile(lambda message: message.role != "assistant", request.messages)
     key = _digest(["named", tenant, name, *(message.text for message in opening if message.role == "user")])
     return Session(label=_to_label(name), key=key, told=None)
+
+
+def find_label(headers: Iterable[tuple[bytes, bytes]], *, hint: str | None) -> str | None:
+    """`Session.label` alone, without reading the conversation."""
+    name = _find_name(headers, hint)
+    return None if name is None else _to_label(name)
+
+
+def _find_name(headers: Iterable[tuple[bytes, bytes]], hint: str | None) -> str | None:
+    pairs = list(headers)
+    named = (value.decode("latin-1") for name in _ID_HEADERS if (value := find_header(pairs, name)))
+    return next(named, None) or hint or None
 
 
 def _find_unnamed(messages: Sequence[Message], tenant: str | None) -> Session:
