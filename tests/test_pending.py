@@ -13,7 +13,7 @@ import pytest
 
 from runs import USAGE, Record, make_pool
 from test_conductor import CONDUCTOR, prompt_of, script, write
-from torafugu.errors import RequestError, WorkerError
+from torafugu.errors import PlanError, RequestError, WorkerError
 from torafugu.events import Accepted, Called, Suspended, event_from_json, event_to_json
 from torafugu.orchestrate import Budget, Run, orchestrate
 from torafugu.orchestrate.conductor import Conductor, ConductorConfig
@@ -237,6 +237,18 @@ def test_worker_that_dies_after_waiting() -> None:
     assert second.answer is not None
     assert second.answer.text == "DONE"
     assert len(boss.queries) == 2
+
+
+@pytest.mark.parametrize("gone", ["a", "b"])
+def test_workers_that_are_no_longer_allowed(gone: str) -> None:
+    """A key that lost a worker since does not get it through a workflow that was planned before."""
+    a, b = script(calls({"n": 1}), "FOUND"), script("MENDED")
+    backends = {CONDUCTOR: script(PLAN), "a": a, "b": b}
+    first = run_ultra(backends)
+    request = msgspec.structs.replace(answer(first, "RESULT"), allowed=frozenset({CONDUCTOR, "a", "b"} - {gone}))
+    with pytest.raises(PlanError, match=f"'{gone}', which this request does not allow"):
+        run_ultra(backends, request, add_results(wait(first), request.messages))
+    assert (len(a.queries), len(b.queries)) == (1, 0)
 
 
 # --- who is given tools ---

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -19,7 +19,7 @@ from ..errors import FuguError, PlanError
 from ..events import Accepted, Answered, Planned, Stopped, Suspended
 from ..pool.backend import Delta, OnDelta
 from ..pool.purse import BudgetEnded
-from ..types import Answer, Json, Pending, Plan, Request
+from ..types import Answer, Json, Pending, Plan, Request, Step
 from .budget import Budget, RunBudget
 from .execute import Caller, execute
 from .pending import merge_calls
@@ -127,6 +127,10 @@ async def _decide_and_execute(
     if run.trajectories and only_plans:
         return "routed"
     if run.trajectories:  # the latest plan waited for the client's tools
+        left = [step for step in run.plans[-1].plan.steps if step.id not in run.replies]
+        for step in left:  # pool and key may have changed since
+            own = run.trajectories.get(step.id)
+            _check_workers(step, (step.worker, *step.alternates) if own is None else (own.worker,), run, pool)
         await run.wait_durable()
         is_durable = True
         await execute(run.plans[-1].plan, run, pool, on_delta)
@@ -213,7 +217,6 @@ def _check(plan: Plan, run: Run, pool: Caller) -> None:
         raise PlanError(f"steps {final} are all final: one reply is the answer")
     known = {step.id for step in run.steps}
     visible = set(run.replies)
-    allowed = run.request.allowed
     for step in plan.steps:
         if step.id in known:
             raise PlanError(f"step {step.id} is planned twice")
@@ -221,13 +224,18 @@ def _check(plan: Plan, run: Run, pool: Caller) -> None:
             raise PlanError(f"step {step.id} sees {sorted(unseen)}: no such earlier step or reply")
         if step.instruction is not None and step.role != "worker":
             raise PlanError(f"step {step.id} has an instruction as {step.role}: only workers are given subtasks")
-        for worker in (step.worker, *step.alternates):
-            if worker not in pool.ids:
-                raise PlanError(f"step {step.id} names worker {worker!r}: the pool has {', '.join(sorted(pool.ids))}")
-            if allowed is not None and worker not in allowed:
-                raise PlanError(f"step {step.id} names worker {worker!r}, which this request does not allow")
+        _check_workers(step, (step.worker, *step.alternates), run, pool)
         known.add(step.id)
         visible.add(step.id)
+
+
+def _check_workers(step: Step, workers: Iterable[str], run: Run, pool: Caller) -> None:
+    allowed = run.request.allowed
+    for worker in workers:
+        if worker not in pool.ids:
+            raise PlanError(f"step {step.id} names worker {worker!r}: the pool has {', '.join(sorted(pool.ids))}")
+        if allowed is not None and worker not in allowed:
+            raise PlanError(f"step {step.id} names worker {worker!r}, which this request does not allow")
 
 
 def _stop(run: Run, by: str, error: FuguError | None = None) -> None:
