@@ -19,9 +19,9 @@ from torafugu.orchestrate import Budget, Run, orchestrate
 from torafugu.orchestrate.conductor import EFFORTS, Conductor, ConductorConfig
 from torafugu.orchestrate.plan import PlanFormat, parse_workflow
 from torafugu.pool import Backend, Completion, Delta, Failing, Query, Scripted
-from torafugu.types import Json, Message, Request, Sampling
+from torafugu.types import Message, Request, Sampling
+from workflows import CONDUCTOR, prompt_of, script, write
 
-CONDUCTOR = "boss"
 WORKERS = ("a", "b", "c")
 QUESTION = "What is 2 + 2, written backwards?"
 
@@ -34,19 +34,8 @@ def ask(effort: str | None = None, **fields: Any) -> Request:
     )
 
 
-def write(*steps: tuple[int, str, Json]) -> str:
-    """A workflow as a conductor writes it: (model, subtask, access) of each step."""
-    models, subtasks, access = ([step[k] for step in steps] for k in range(3))
-    lists = {"subtasks": subtasks, "model_id": models, "access_list": access}
-    return "Let me think.\n" + "\n".join(f"{label}: {json.dumps(entries)}" for label, entries in lists.items())
-
-
 CHAIN = write((0, "add 2 and 2", []), (1, "write the result of step 0 backwards", [0]))
 EMPTY = "subtasks: []\nmodel_id: []\naccess_list: []"
-
-
-def script(*texts: str | Completion) -> Scripted:
-    return Scripted(list(texts), usage=USAGE)
 
 
 def run_ultra(
@@ -68,10 +57,6 @@ def run_ultra(
 
 def plans(run: Run) -> list[Planned]:
     return [event for event in run.events if isinstance(event, Planned)]
-
-
-def prompt_of(query: Query) -> str:
-    return "\n".join(message.text for message in query.messages)
 
 
 # --- from question to answer ---

@@ -16,14 +16,13 @@ import pytest
 
 from runs import USAGE
 from serving import KEY, Server, running
-from test_conductor import script, write
-from test_pending import calls
 from torafugu.errors import WorkerError
 from torafugu.orchestrate import Run
 from torafugu.orchestrate.conductor import Conductor, ConductorConfig
 from torafugu.pool import Backend, Failing, Prices, Scripted
 from torafugu.server import KeySpec
 from torafugu.types import Answer, Plan, Step
+from workflows import calls, script, write
 
 OTHER = "sk-other-" + "o" * 32
 ECHO = {"echo": Scripted(lambda query: f"You said: {query.messages[-1].text}", usage=USAGE, pieces=3)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -11,26 +10,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from runs import USAGE, Record, make_pool
-from test_conductor import CONDUCTOR, prompt_of, script, write
+from runs import Record, make_pool
 from torafugu.errors import PlanError, RequestError, WorkerError
 from torafugu.events import Accepted, Called, Suspended, event_from_json, event_to_json
 from torafugu.orchestrate import Budget, Run, orchestrate
 from torafugu.orchestrate.conductor import Conductor, ConductorConfig
 from torafugu.orchestrate.pending import add_results, find_run, name_calls
-from torafugu.pool import Backend, Completion, Failing
+from torafugu.pool import Backend, Failing
 from torafugu.types import Message, Pending, Request, Sampling, ToolCall
+from workflows import CONDUCTOR, calls, prompt_of, script, write
 
 READ = {"type": "function", "function": {"name": "read", "parameters": {"type": "object"}}}
 ASKED = (Message(role="user", content="Mend the bug."),)
 REQUEST = Request(model="fugu-ultra", messages=ASKED, sampling=Sampling(tools=(READ,)))
 PLAN = write((0, "FIND", []), (1, "MEND", [0]))
-
-
-def calls(*arguments: Any, text: str = "") -> Completion:
-    """A reply that calls `read`, once for each."""
-    made = tuple(ToolCall(id=f"toolu_{i}", name="read", arguments=json.dumps(each)) for i, each in enumerate(arguments))
-    return Completion(text=text, finish_reason="tool_calls", tool_calls=made, usage=USAGE)
 
 
 def run_ultra(
