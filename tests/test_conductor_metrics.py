@@ -108,7 +108,15 @@ def test_regret_by_family() -> None:
         attempt(0.0, 0.5, "a", family="unknown"),
     ]
     singles = {"good": {"a": 0.2, "b": 0.4}, "poor": {"a": 0.9, "b": 0.1}}
-    assert describe_attempts(attempts, singles=singles)["regret"] == pytest.approx((0 + 0.4) / 2)
+    row = describe_attempts(attempts, singles=singles)
+    assert row["regret"] == pytest.approx((0 + 0.4) / 2)
+    assert {key: row[key] for key in row if key.startswith(("regret/", "accuracy/"))} == {
+        "accuracy/good": 1.0,
+        "accuracy/poor": 0.5,
+        "accuracy/unknown": 0.0,
+        "regret/good": 0.0,
+        "regret/poor": pytest.approx(0.4),
+    }
     assert describe_attempts(attempts, singles={})["regret"] is None
 
 

@@ -32,6 +32,7 @@ from torafugu.train.conductor_model import (
 )
 from torafugu.train.conductor_player import OnnxWriter
 from torafugu.train.conductor_rollout import Asked, Attempt, Question, Written
+from torafugu.train.warm_start import is_form
 from torafugu.types import Message, Plan, Step
 
 torch = pytest.importorskip("torch")
@@ -164,6 +165,38 @@ def test_supervised_loss_by_hand() -> None:
     with torch.no_grad():
         each = [model.logprobs(prompt, [reply])[0] for prompt, reply in pairs]
         assert float(model.supervised_loss(pairs)) == pytest.approx(-float(torch.cat(each, 1).mean()), abs=1e-5)
+
+
+def test_only_what_is_taught_counts() -> None:
+    """With a mask the loss is the mean over the tokens that it has, prompts and padding left out as before."""
+    model = make_small()
+    pairs = [(PROMPT, COMPLETIONS[0]), (PROMPT[:2], COMPLETIONS[2])]
+    taught = [[True, False, True, True], [False, True, True, False, True, False]]
+    with torch.no_grad():
+        each = [model.logprobs(prompt, [reply])[0][0] for prompt, reply in pairs]
+        kept = torch.cat([logprobs[torch.tensor(mask)] for logprobs, mask in zip(each, taught, strict=True)])
+        assert float(model.supervised_loss(pairs, taught)) == pytest.approx(-float(kept.mean()), abs=1e-5)
+
+
+WHO = {
+    'subtasks: ["Ask 7 of model_id."]\nmodel_id: ["text-ops", "ab"]\naccess_list: [[], [0]]': ["text-ops", "ab"],
+    "subtasks: []\nmodel_id: [12, 0]\naccess_list: [[]]": ["12", "0"],
+    '{"subtasks": ["a"], "model_id": [3], "access_list": [[]]}': ["3"],
+    '{"subtasks": ["a"], "model_id": [], "access_list": []}': [],
+    "I cannot.": [],
+}
+
+
+@pytest.mark.parametrize("reply", WHO)
+def test_who_is_not_form(reply: str) -> None:
+    """All of a workflow is form but the workers' names or numbers: brackets, commas and the end are."""
+    model = make_small()
+    form = is_form(model, reply)
+    tokens = model.encode_reply(reply)
+    assert len(form) == len(tokens)
+    who = [token for token, is_part in zip(tokens, form, strict=True) if not is_part]
+    assert model.tokeniser.decode(who) == "".join(WHO[reply])
+    assert form[-1]
 
 
 # --- adapters ---

@@ -181,7 +181,19 @@ def short(learned: Learned) -> ConductorTraining:
         CONFIG,
         model=str(learned.out / "start"),
         warm_start=WarmStartConfig(steps=5, batch=4, lr=1e-4, warmup=2, save_every=2),
-        grpo=replace(CONFIG.grpo, steps=6, questions=3, attempts=6, eval_every=2, save_every=3, warmup=0.5, updates=2),
+        grpo=replace(
+            CONFIG.grpo,
+            steps=6,
+            questions=3,
+            attempts=6,
+            eval_every=2,
+            save_every=3,
+            warmup=0.5,
+            updates=2,
+            form_batch=2,
+            focus=0.5,
+        ),
+        weights={"day_alone": 2.0},
         validate=3,
         pool_sizes=(4, 5),
     )
@@ -262,7 +274,8 @@ def test_all_questions_have_their_turn(short: ConductorTraining, tmp_path: Path)
     """Every step has all families, held-out numbers are of the whole pool in its own order, and jobs bring the weights
     of their step."""
     spy = Spy()
-    config = replace(short, warm_start=WarmStartConfig(), grpo=replace(short.grpo, steps=2, questions_per_job=2))
+    grpo = replace(short.grpo, steps=2, questions_per_job=2, focus=0.0)
+    config = replace(short, warm_start=WarmStartConfig(), weights={}, grpo=grpo)
     train(tmp_path, config, make_fleet=spy)
     sampled = [(job, attempts) for job, attempts in spy.played if job.temperature == 1]
     judged = [(job, attempts) for job, attempts in spy.played if job.temperature == 0]
@@ -275,6 +288,17 @@ def test_all_questions_have_their_turn(short: ConductorTraining, tmp_path: Path)
     name = "model.embed_tokens.weight"
     same = [np.array_equal(sampled[0][0].weights[name], job.weights[name]) for job, _ in sampled]
     assert same == [True, True, False, False]
+
+
+def test_form_beside_reward(short: ConductorTraining, tmp_path: Path) -> None:
+    """Demonstrations beside the steps keep the form, and their loss is logged; without any nothing is."""
+    config = replace(short, warm_start=WarmStartConfig(), grpo=replace(short.grpo, steps=4, updates=1, form_batch=8))
+    train(tmp_path / "beside", config)
+    rows = [row for row in rows_of(tmp_path / "beside", "step") if "loss" in row]
+    assert rows
+    assert all(0 < row["loss/form"] < 1 for row in rows)
+    train(tmp_path / "without", replace(config, grpo=replace(config.grpo, form_batch=0)))
+    assert not any("loss/form" in row for row in rows_of(tmp_path / "without", "step"))
 
 
 def test_own_demonstrations(tmp_path: Path) -> None:
@@ -323,6 +347,9 @@ def test_refusals(short: ConductorTraining, tmp_path: Path) -> None:
         {"pool_sizes": ()},
         {"pool_sizes": (0,)},
         {"validate": 0},
+        {"weights": {"day_alone": 0.0}},
+        {"trainer": "trl", "grpo": GrpoConfig(focus=0.5)},
+        {"trainer": "trl", "grpo": GrpoConfig(form_batch=1)},
     ],
 )
 def test_config_makes_sense(change: dict[str, Any]) -> None:
@@ -333,7 +360,16 @@ def test_config_makes_sense(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    [{"attempts": 1}, {"questions": 0}, {"lr": 0.0}, {"temperature": 0.0}, {"clip_low": 1.0}, {"std_floor": -0.1}],
+    [
+        {"attempts": 1},
+        {"questions": 0},
+        {"lr": 0.0},
+        {"temperature": 0.0},
+        {"clip_low": 1.0},
+        {"std_floor": -0.1},
+        {"focus": 1.1},
+        {"form_batch": -1},
+    ],
 )
 def test_grpo_makes_sense(setting: dict[str, Any]) -> None:
     """So are numbers that GRPO cannot work with."""

@@ -34,8 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         default=USUAL_CONFIG,
-        help="a TOML file, or `conductor-tiny-start`, `conductor-tiny` (default; goes on with what the former leaves), "
-        "`conductor-smollm2`, `conductor-small`, `conductor-7b`",
+        help="a TOML file, or `conductor-tiny` (default), `conductor-smollm2`, `conductor-small`, `conductor-7b`",
     )
     parser.add_argument("--pool", type=Path, help="pool file (default: the home pool, no keys needed)")
     parser.add_argument("--tasks", help="instead of the config's `tasks`; as of `fugu profile`")

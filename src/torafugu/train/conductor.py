@@ -35,7 +35,7 @@ from .conductor_metrics import describe_attempts, find_alarm
 from .conductor_model import ConductorModel, check_installed, load_model, make_model, train_tokeniser
 from .conductor_player import Job, PlayerSetup, play_singles
 from .conductor_rollout import Attempt, Question
-from .questions import QuestionSource
+from .questions import QuestionSource, find_open
 from .warm_start import Pair, draw_pairs, read_pairs, scale_lr, warm_step
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ __all__ = ["MakeFleet", "TrainedConductor", "train_conductor"]
 
 MakeFleet = Callable[[Callable[[], Callable[[Job], list[Attempt]]]], Fleet[Job, list[Attempt]]]
 
-_TOKENISER, _WARM, _DRAW, _SAMPLE = range(4)
+_TOKENISER, _WARM, _DRAW, _SAMPLE, _FORM = range(5)
 """Stages, in seeds."""
 _TOKENISER_TEXTS = 4000
 _WARM_LOG_EVERY = 50
@@ -99,7 +99,9 @@ class _Run:
     ) -> None:
         self.config, self.out, self.report = config, out, report
         workers = [worker.id for worker in pool.worker]
-        self.questions = QuestionSource(tasks, workers, sizes=config.pool_sizes, held_out=config.validate)
+        self.questions = QuestionSource(
+            tasks, workers, sizes=config.pool_sizes, held_out=config.validate, weights=config.weights
+        )
         check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
         bound = {"config": to_json(config), "pool": to_json(pool), "tasks": digest_tasks(tasks)}
@@ -208,14 +210,18 @@ class _Run:
     async def _step(self, fleet: Fleet[Job, list[Attempt]], optimiser: torch.optim.Optimizer, step: int) -> None:
         config, grpo = self.config, self.config.grpo
         started, cpu = time.perf_counter(), time.process_time()
-        questions = self.questions.draw(grpo.questions, np.random.default_rng([config.seed, _DRAW, step]))
+        factors = find_open(self.history, self.questions.families, grpo.focus) if grpo.focus else None
+        questions = self.questions.draw(
+            grpo.questions, np.random.default_rng([config.seed, _DRAW, step]), factors=factors
+        )
         seeds = np.random.SeedSequence([config.seed, _SAMPLE, step]).generate_state(grpo.questions * grpo.attempts)
         seeds_PG = seeds.reshape(grpo.questions, grpo.attempts).tolist()
         groups = await self._play(fleet, questions, seeds_PG, grpo.temperature)
         sampled = time.perf_counter()
         warmup = round(grpo.warmup * grpo.steps)
         scale = scale_lr(step, grpo.steps, warmup) if grpo.schedule == "cosine" else min(1.0, step / max(1, warmup))
-        learned = learn(self.model, optimiser, groups, grpo, lr=grpo.lr * scale)
+        pairs = self._draw_pairs(grpo.form_batch, np.random.default_rng([config.seed, _FORM, step]))
+        learned = learn(self.model, optimiser, groups, grpo, lr=grpo.lr * scale, demonstrations=pairs)
         row = {
             **describe_attempts([attempt for group in groups for attempt in group]),
             **learned,

@@ -73,6 +73,12 @@ class GrpoConfig:
     nearly all groups differ. Where nobody was right, prices teach no more than to be cheap."""
     entropy: float = 0.0
     """Bonus for each token's entropy in nats, so that workers that were seldom right at first are still tried."""
+    form_batch: int = 0
+    """Demonstrations beside each step, learnt from except for whom they call (as PPO-ptx does, arXiv 2203.02155):
+    reward keeps nothing of the form in questions whose attempts all fail alike."""
+    focus: float = 0.0
+    """Share of the questions that is drawn by what is still open: families whose recent attempts neither all succeed
+    nor all fail. The rest is drawn from all."""
     max_grad_norm: float = 1.0
     updates: int = 1
     """Passes over what was sampled in one step."""
@@ -91,6 +97,8 @@ class GrpoConfig:
             raise ConfigError("grpo: expected steps of 0 or more, lr and temperature above 0")
         if self.std_floor < 0 or self.entropy < 0:
             raise ConfigError(f"std_floor {self.std_floor}, entropy {self.entropy}: expected 0 or more")
+        if self.form_batch < 0 or not 0 <= self.focus <= 1:
+            raise ConfigError(f"form_batch {self.form_batch}, focus {self.focus}: expected 0 or more, a share in 0..1")
         if not (0 < self.clip_low < 1 and self.clip_high > 0 and 0 <= self.warmup < 1):
             raise ConfigError("grpo: expected clip_low and warmup within 0..1, and clip_high above 0")
 
@@ -177,6 +185,8 @@ class ConductorTraining:
     """Tasks of the split `validation` that the held-out numbers are of."""
     families: tuple[str, ...] | None = None
     """Of the tasks that are used; None: all."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """How often a family is drawn, for those that are not to be drawn as often as others: 1."""
     pool_sizes: tuple[int, ...] | None = None
     """Each question is offered so many of the workers, drawn anew, in random order. None: all, in the pool's order."""
     conductor: ConductorConfig = field(default_factory=_brief_conductor)
@@ -201,5 +211,9 @@ class ConductorTraining:
             raise ConfigError("warm_start.steps 0: a model that is made from nothing has to be shown workflows first")
         if self.pool_sizes is not None and (not self.pool_sizes or min(self.pool_sizes) < 1):
             raise ConfigError(f"pool_sizes {self.pool_sizes!r}: expected numbers of at least 1")
+        if min(self.weights.values(), default=1.0) <= 0:
+            raise ConfigError(f"weights {dict(self.weights)!r}: expected numbers above 0")
+        if self.trainer == "trl" and (self.grpo.form_batch or self.grpo.focus):
+            raise ConfigError('form_batch, focus: only the trainer "own" has them: expected 0')
         if self.validate < 1 or self.n < 1:
             raise ConfigError(f"validate {self.validate}, n {self.n}: expected at least 1")

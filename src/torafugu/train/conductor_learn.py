@@ -16,6 +16,7 @@ from .conductor_config import GrpoConfig
 from .conductor_model import ConductorModel
 from .conductor_rollout import Attempt, Written
 from .grpo import filter_groups, group_advantages, policy_loss
+from .warm_start import Pair, form_loss
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +37,12 @@ def learn(
     config: GrpoConfig,
     *,
     lr: float,
+    demonstrations: Sequence[Pair] = (),
 ) -> dict[str, Json]:
-    """One step, or `config.updates` of them. -> what is logged of it"""
+    """One step, or `config.updates` of them. -> what is logged of it
+
+    `demonstrations`: learnt from beside, except for whom they call.
+    """
     import torch
 
     rewards_PG = [[reward for attempt in group for reward in attempt.rewards or (None,)] for group in groups]
@@ -62,10 +67,15 @@ def learn(
                 loss, drift = _backward(model, texts, config, total)
                 losses.append(loss)
                 drifts.append(drift)
+        if demonstrations:
+            form = form_loss(model, demonstrations)
+            form.backward()
         norm = float(torch.nn.utils.clip_grad_norm_([p for _, p in model.trainable], config.max_grad_norm))
         optimiser.step()
         if update == 0:
             learned |= {"loss": sum(losses), "grad_norm": norm, "sampler/drift": float(np.mean(drifts))}
+            if demonstrations:
+                learned["loss/form"] = float(form.detach())
     return learned
 
 

@@ -32,6 +32,7 @@ def describe_attempts(
     called = Counter(worker for a in valid for worker in a.called)
     steps = [len(a.plans[-1].steps) for a in valid]
     costs = [a.cost_usd for a in valid]
+    regrets = _to_regrets(scored, singles or {})
     cut = [not text.has_ended for a in attempts for text in a.texts]
     return {
         "episodes": len(attempts),
@@ -48,9 +49,11 @@ def describe_attempts(
         "tokens/mean": _mean([len(text.tokens) for a in attempts for text in a.texts]),
         "tokens/cut": _mean(cut),
         "cost_usd/mean": None if None in costs else _mean(costs),
-        "regret": _regret(scored, singles),
+        "regret": _mean(list(regrets.values())),
         **{f"share/{worker}": count / called.total() for worker, count in sorted(called.items())},
         **{f"fault/{code}": count for code, count in sorted(_faults(attempts).items())},
+        **{f"accuracy/{family}": _mean(scores) for family, scores in sorted(_by_family(scored).items())},
+        **{f"regret/{family}": regret for family, regret in sorted(regrets.items())},
     }
 
 
@@ -78,18 +81,20 @@ def _correlation(hardness: Sequence[Json], steps: Sequence[int]) -> float | None
     return float(np.corrcoef([h for h, _ in pairs], [s for _, s in pairs])[0, 1])
 
 
-def _regret(scored: Sequence[Attempt], singles: Mapping[str, Mapping[str, float]] | None) -> float | None:
-    """How far, on average, each family's accuracy is below that of its best single worker; families that are above
-    count as 0."""
-    if singles is None:
-        return None
-    by_family: dict[str, list[float]] = defaultdict(list)
+def _by_family(scored: Sequence[Attempt]) -> dict[str, list[float]]:
+    scores: dict[str, list[float]] = defaultdict(list)
     for attempt in scored:
-        by_family[attempt.question.task.family].append(attempt.episode.score or 0.0)
-    known = {family: scores for family, scores in by_family.items() if singles.get(family)}
-    if not known:
-        return None
-    return float(np.mean([max(0.0, max(singles[f].values()) - float(np.mean(s))) for f, s in known.items()]))
+        scores[attempt.question.task.family].append(attempt.episode.score or 0.0)
+    return scores
+
+
+def _to_regrets(scored: Sequence[Attempt], singles: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """How far each family's accuracy is below that of its best single worker; 0 where it is above."""
+    return {
+        family: max(0.0, max(singles[family].values()) - float(np.mean(scores)))
+        for family, scores in _by_family(scored).items()
+        if singles.get(family)
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -135,8 +135,11 @@ class ConductorModel:
             pad([torch.ones(n) for n in lengths], batch_first=True),
         )
 
-    def supervised_loss(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> torch.Tensor:
-        """Cross-entropy per token of the replies, of (prompt, reply) pairs. -> scalar"""
+    def supervised_loss(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], taught: Sequence[Sequence[bool]] | None = None
+    ) -> torch.Tensor:
+        """Cross-entropy per token of the replies, of (prompt, reply) pairs; of those that are `taught`, where it is
+        given. -> scalar"""
         import torch
 
         longest = max(len(prompt) + len(reply) for prompt, reply in pairs)
@@ -146,6 +149,8 @@ class ConductorModel:
             both = torch.tensor([*prompt, *reply])
             ids[row, : len(both)] = both
             wanted[row, len(prompt) : len(both)] = both[len(prompt) :]
+            if taught is not None:
+                wanted[row, len(prompt) : len(both)][~torch.tensor(taught[row])] = -100
         hidden = self._body()(input_ids=ids).last_hidden_state[:, :-1]  # padding stands behind: causal masks hide it
         wanted = wanted[:, 1:]
         is_reply = wanted >= 0

@@ -78,7 +78,9 @@ class Questions:
                 self.too_long += 1
             else:
                 fitting.append(task)
-        source = QuestionSource(fitting, self._workers, sizes=config.pool_sizes, held_out=config.validate)
+        source = QuestionSource(
+            fitting, self._workers, sizes=config.pool_sizes, held_out=config.validate, weights=config.weights
+        )
         self.held_out = source.held_out
         self.steps = [
             question

@@ -3,41 +3,74 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import ConfigError
 from ..grade.task import Task
+from ..types import Json
 from .conductor_rollout import Question
 
-__all__ = ["QuestionSource", "draw_question"]
+__all__ = ["QuestionSource", "draw_question", "find_open"]
+
+_ALL_ALIKE: Mapping[str, float] = MappingProxyType({})
+_RECENT = 10
+"""Steps."""
+_UNTRIED = 0.1
+"""Added to a family's accuracy: one that has always failed may still be learnt, one that never fails need not be."""
 
 
 class QuestionSource:
     """The tasks of a run, by family: those of the split `train` to draw from, those of `validation` to measure on."""
 
     def __init__(
-        self, tasks: Sequence[Task], workers: Sequence[str], *, sizes: tuple[int, ...] | None, held_out: int
+        self,
+        tasks: Sequence[Task],
+        workers: Sequence[str],
+        *,
+        sizes: tuple[int, ...] | None,
+        held_out: int,
+        weights: Mapping[str, float] = _ALL_ALIKE,
     ) -> None:
-        """`sizes`: as `ConductorTraining.pool_sizes`; `held_out`: how many are measured on.
+        """`sizes`, `weights`: as in `ConductorTraining`; `held_out`: how many are measured on.
 
         Raises:
-            ConfigError: there are no tasks of a split, or fewer workers than a question is to be offered.
+            ConfigError: there are no tasks of a split, or of a family with a weight, or fewer workers than a question
+                is to be offered.
         """
         self.workers = tuple(workers)
         if sizes and max(sizes) > len(self.workers):
             raise ConfigError(f"pool_sizes {sizes!r}: the pool has {len(self.workers)} workers")
         self._sizes = sizes
         self._by_family = _by_family(tasks, "train")
+        if unknown := set(weights) - set(self._by_family):
+            raise ConfigError(
+                f"weights: no tasks of {sorted(unknown)[0]!r}: expected some of {', '.join(self._by_family)}"
+            )
+        self._weights = np.array([weights.get(family, 1.0) for family in self._by_family])
         by_turns = _take_turns(list(_by_family(tasks, "validation").values()))
         self.held_out = [Question(task=task, workers=self.workers) for task in by_turns[:held_out]]
 
-    def draw(self, n: int, rng: np.random.Generator) -> list[Question]:
-        """The families take turns in random order, so that each step has all kinds."""
-        families = list(self._by_family)
-        order = [families[i] for _ in range(-(-n // len(families))) for i in rng.permutation(len(families))][:n]
-        tasks = [self._by_family[family][int(rng.integers(len(self._by_family[family])))] for family in order]
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Of the tasks to draw from."""
+        return tuple(self._by_family)
+
+    def draw(
+        self, n: int, rng: np.random.Generator, *, factors: npt.NDArray[np.float64] | None = None
+    ) -> list[Question]:
+        """The families in random order, each as often as its weight says, give or take one: each step has all kinds.
+        `factors`: (families,) that their weights are multiplied with."""
+        families = self.families
+        weights = self._weights if factors is None else self._weights * factors
+        order = rng.permutation(len(families))
+        ends = np.cumsum(weights[order])
+        picks = np.searchsorted(ends, (rng.random() + np.arange(n)) / n * ends[-1], side="right")
+        drawn = [families[order[min(pick, len(families) - 1)]] for pick in rng.permutation(picks)]
+        tasks = [self._by_family[family][int(rng.integers(len(self._by_family[family])))] for family in drawn]
         if self._sizes is None:
             return [Question(task=task, workers=self.workers) for task in tasks]
         return [draw_question(task, self.workers, rng, sizes=self._sizes) for task in tasks]
@@ -49,6 +82,23 @@ def draw_question(task: Task, workers: Sequence[str], rng: np.random.Generator, 
     if not 1 <= size <= len(workers):
         raise ConfigError(f"pool sizes {sizes!r}: expected 1 to {len(workers)}, as many as there are workers")
     return Question(task=task, workers=tuple(str(worker) for worker in rng.permutation(workers)[:size]))
+
+
+def find_open(history: Sequence[Mapping[str, Json]], families: Sequence[str], focus: float) -> npt.NDArray[np.float64]:
+    """What the families' weights are to be multiplied with, so that a share `focus` of the questions goes to where
+    there is most to learn: (accuracy + 0.1) (1 - accuracy), accuracy being that of the last steps. -> (families,)
+
+    `history`: the steps' metrics, with "accuracy/FAMILY"; a family that was not met of late counts as half known.
+    """
+    open_F = np.empty(len(families))
+    for i, family in enumerate(families):
+        seen = [row.get(f"accuracy/{family}") for row in history[-_RECENT:]]
+        known = [float(value) for value in seen if isinstance(value, (int, float))]
+        accuracy = float(np.mean(known)) if known else 0.5
+        open_F[i] = (accuracy + _UNTRIED) * (1 - accuracy)
+    share = open_F / open_F.mean() if open_F.any() else np.ones(len(families))
+    factors: npt.NDArray[np.float64] = 1 - focus + focus * share
+    return factors
 
 
 def _by_family(tasks: Sequence[Task], split: str) -> dict[str, list[Task]]:

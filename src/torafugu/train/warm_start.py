@@ -1,12 +1,18 @@
-"""Supervised training on demonstrations: what a conductor reads, what it should write. Before any reward."""
+"""Supervised training on demonstrations: what a conductor reads, what it should write.
+
+Before any reward; and, if a config says so, beside it, of everything but whom to call: where all attempts at a question
+fail alike, reward says nothing, and what was known of the form gets lost (docs/log.md).
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -18,7 +24,13 @@ from .conductor_model import ConductorModel, render_bare
 from .conductor_rollout import Question
 from .demonstrations import make_demonstration
 
-__all__ = ["Pair", "draw_pairs", "read_pairs", "scale_lr", "warm_step"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Pair", "draw_pairs", "form_loss", "is_form", "read_pairs", "scale_lr", "warm_step"]
+
+_WORKERS = re.compile(r'model_id"?:\s*\[([^\]]*)\]')
+_WORKER = re.compile(r'"(?P<name>[^"]+)"|(?P<number>\d+)')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,3 +120,20 @@ def warm_step(
         assert isinstance(optimiser, torch.optim.Optimizer)
         optimiser.step()
     return float(loss.detach())
+
+
+def form_loss(model: ConductorModel, pairs: Sequence[Pair]) -> torch.Tensor:
+    """Cross-entropy per token of the demonstrations, less the tokens that say who does a step. -> scalar"""
+    encoded = [(model.encode_text(pair.prompt), model.encode_reply(pair.reply)) for pair in pairs]
+    return model.supervised_loss(encoded, [is_form(model, pair.reply) for pair in pairs])
+
+
+def is_form(model: ConductorModel, reply: str) -> list[bool]:
+    """For each token of a reply, its end included: False where it says who does a step."""
+    spans = [
+        (listed.start(1) + worker.start(worker.lastgroup or 0), listed.start(1) + worker.end(worker.lastgroup or 0))
+        for listed in _WORKERS.finditer(reply)
+        for worker in _WORKER.finditer(listed[1])
+    ]
+    offsets = model.tokeniser.encode(reply, add_special_tokens=False).offsets
+    return [all(end <= first or last <= start for first, last in spans) for start, end in offsets] + [True]
