@@ -290,7 +290,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
         loss = warm_step(model, optimisers, [pairs[i] for i in rng.integers(len(pairs), size=8)], step, warm)
     assert loss < 0.2
     folder = tmp_path_factory.mktemp("started")
-    write_served(folder, model, build_open_graph(parse_llama_config(model.config_json().encode(), where="test")))
+    graph = build_open_graph(parse_llama_config(model.config_json().encode(), where="test"))
+    write_served(folder, model, graph, is_final=True)
     return folder
 
 

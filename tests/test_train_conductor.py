@@ -18,14 +18,17 @@ import pytest
 from outcomes import Quiet
 from small_conductor import CONFIG, POOL, TASKS, Work, rows_of, show_hasty, train, weights_of
 from torafugu.cluster.fleet import Fleet, in_process
+from torafugu.conductors import read_conductor_card
 from torafugu.errors import ConfigError, ModelError
 from torafugu.grade.task import Task
 from torafugu.local.generator import make_generator
+from torafugu.local.llama_build import build_folder, read_source
 from torafugu.pool.backend import Query
 from torafugu.pool.spec import WorkerSpec
 from torafugu.train.conductor import TrainedConductor
 from torafugu.train.conductor_config import ConductorTraining, GrpoConfig, WarmStartConfig
 from torafugu.train.conductor_metrics import AlarmConfig
+from torafugu.train.conductor_model import LoraConfig
 from torafugu.train.conductor_player import Job
 from torafugu.train.conductor_rollout import Attempt
 from torafugu.train.demonstrations import render_question
@@ -137,19 +140,60 @@ def test_served_as_evaluated(learned: Learned) -> None:
     sends."""
     evaluated = [a for job, attempts in learned.spy.played[-2:] if job.temperature == 0 for a in attempts]
     assert len(evaluated) == 12
-    spec = WorkerSpec(id="conductor", dialect="local", model=str(learned.trained.folder), tools=False)
+    assert write_all(learned.trained.folder, evaluated) == [attempt.texts[0].text for attempt in evaluated]
+
+
+def write_all(model: Path, attempts: Sequence[Attempt]) -> list[str]:
+    """What a worker that serves the folder writes for the attempts' questions."""
+    spec = WorkerSpec(id="conductor", dialect="local", model=str(model), tools=False)
 
     async def write() -> list[str]:
         generator = make_generator(spec)
         texts = []
-        for attempt in evaluated:
+        for attempt in attempts:
             messages = render_question(attempt.question, CONFIG.conductor)
             query = Query(messages=messages, sampling=Sampling(max_output_tokens=64))
             texts.append((await generator.complete(query, None)).text)
         await generator.close()
         return texts
 
-    assert asyncio.run(write()) == [attempt.texts[0].text for attempt in evaluated]
+    return asyncio.run(write())
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's
+def test_adapter(learned: Learned, tmp_path: Path) -> None:
+    """With `lora` the model stays as it is and an adapter is trained: in full precision to go on from, in half to be
+    served, beside the model as `fugu models add` lays it."""
+    pytest.importorskip("peft")
+    spy, base = Spy(), learned.out / "start"
+    grpo = replace(CONFIG.grpo, steps=12, questions=6, attempts=8, lr=1e-2, form_batch=2, eval_every=12)
+    config = replace(
+        CONFIG,
+        model=str(base),
+        lora=LoraConfig(rank=4, alpha=8),
+        sampler_bits=32,
+        warm_start=WarmStartConfig(),
+        grpo=grpo,
+    )
+    trained = train(tmp_path / "out", config, make_fleet=spy)
+    assert trained.after["reward/mean"] != trained.before["reward/mean"]
+    for name, dtype in (("start", "F32"), ("model", "F16")):
+        folder = tmp_path / "out" / name
+        assert {path.name for path in folder.iterdir()} == {
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "conductor.json",
+            "generation.json",
+        }
+        content = (folder / "adapter_model.safetensors").read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        assert {entry["dtype"] for key, entry in header.items() if key != "__metadata__"} == {dtype}
+        assert read_conductor_card(folder).conductor["prompt"] == "brief"
+    build_folder(read_source(base), tmp_path / "served", bits=32, adapter=trained.folder)
+    evaluated = [a for job, attempts in spy.played[-2:] if job.temperature == 0 for a in attempts]
+    assert write_all(tmp_path / "served", evaluated) == [attempt.texts[0].text for attempt in evaluated]
+    again = replace(config, adapter=str(trained.folder), grpo=replace(grpo, steps=0))
+    assert train(tmp_path / "again", again).before["reward/mean"] == trained.after["reward/mean"]
 
 
 # --- it goes on ---

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..conductors import CARD, copy_conductor_card, read_conductor_card
+from ..conductors import ADAPTERS, CARD, copy_conductor_card, find_adapter, read_conductor_card
 from ..errors import ConfigError, ModelError
 from .console import err, out
 
@@ -51,9 +51,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add.add_argument("--bits", type=int, choices=(4, 8, 32), default=8, help="of the weights (default 8)")
     add.add_argument(
         "--adapter",
-        type=Path,
         metavar="DIR",
-        help="folder of a PEFT LoRA adapter to lay beside it",
+        help=f"folder of a PEFT LoRA adapter to lay beside it; or `home`, which ships and makes {SMOLLM2} a conductor "
+        "of the home pool (./home is a folder of that name)",
     )
     add.add_argument(
         "--format",
@@ -79,7 +79,9 @@ def _add_command(args: argparse.Namespace) -> int:
         )
     if args.to.exists() and (not args.to.is_dir() or any(args.to.iterdir())) and not args.force:
         raise ConfigError(f"{args.to} exists: --force overwrites it")
-    adapter = args.adapter
+    if args.adapter in ADAPTERS and args.source != SMOLLM2:
+        raise ConfigError(f"--adapter {args.adapter}: it was trained for {SMOLLM2}: expected that as SOURCE")
+    adapter = None if args.adapter is None else find_adapter(args.adapter)
     _check_packages()
     from ..local.llama_build import build_folder, read_source
 

@@ -1,6 +1,7 @@
 """Conductors that were trained: the card beside such a model, and where those are that ship, in this folder.
 
     home/            a llama of 1 M parameters for the home pool, as a worker of dialect `local` is served from
+    smollm2-home/    an adapter for SmolLM2-135M-Instruct (`fugu models add smollm2 --adapter home`)
 
 `conductor.json`, the card, says how the model has to be asked, for which workers it was trained, and which bytes it is
 made of. A trained conductor writes workflows and nothing else: nobody asks it for an answer unless by its name.
@@ -24,11 +25,13 @@ from ..pool.spec import PoolSpec, WorkerSpec
 from ..types import Value
 
 __all__ = [
+    "ADAPTERS",
     "CARD",
     "HOME_CONDUCTOR",
     "ConductorCard",
     "complete_config",
     "copy_conductor_card",
+    "find_adapter",
     "find_card",
     "find_cards",
     "find_folder",
@@ -42,6 +45,8 @@ _SCHEMA = 1
 _SHIPPED = "shipped:"
 HOME_CONDUCTOR = f"{_SHIPPED}home"
 """The `model` of a worker that is the conductor which ships for the home pool."""
+ADAPTERS: Mapping[str, str] = {"home": "smollm2-home"}
+"""Adapters that ship, name -> folder; all of them for SmolLM2-135M-Instruct."""
 _HERE = Path(__file__).parent
 _BYTES = ("graph.onnx", "model.safetensors", "tokenizer.json", "adapter_model.safetensors")
 """Files whose hashes the card keeps, where they are."""
@@ -152,13 +157,27 @@ def find_folder(model: str, base: Path) -> Path:
     if not model.startswith(_SHIPPED):
         return base / Path(model).expanduser()
     name = model.removeprefix(_SHIPPED)
-    shipped = sorted(path.parent.name for path in _HERE.glob(f"*/{CARD}"))
+    shipped = sorted({path.parent.name for path in _HERE.glob(f"*/{CARD}")} - set(ADAPTERS.values()))
     if name not in shipped:
         raise ModelError(
             f"model {model!r}: {_HERE / name}: no trained conductor here: this installation has "
             f"{', '.join(shipped) or 'none'}: install torafugu again, or train one (fugu train conductor)"
         )
     return _HERE / name
+
+
+def find_adapter(given: str) -> Path:
+    """The folder of an adapter: of one that ships, by its name, or the folder that was given.
+
+    Raises:
+        ModelError: it should have shipped, and is not here.
+    """
+    if given not in ADAPTERS:
+        return Path(given).expanduser()
+    folder = _HERE / ADAPTERS[given]
+    if not (folder / CARD).is_file():
+        raise ModelError(f"adapter {given!r}: {folder}: not in this installation: install torafugu again")
+    return folder
 
 
 def find_card(spec: WorkerSpec, base: Path) -> ConductorCard | None:

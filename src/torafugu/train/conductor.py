@@ -274,7 +274,7 @@ class _Run:
         return draw_pairs(questions, config.conductor, rng, effort=config.effort, warm=config.warm_start)
 
     def _write_served(self, name: str) -> None:
-        write_served(self.out / name, self.model, self.player.graph)
+        write_served(self.out / name, self.model, self.player.graph, is_final=name == "model")
         models = {worker.id: worker.model for worker in self.player.pool.worker}
         write_conductor_card(self.out / name, self.config.conductor, models)
 

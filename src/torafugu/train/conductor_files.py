@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from .. import __version__
 from ..errors import ConfigError
@@ -55,14 +56,19 @@ def _find_version(name: str) -> str | None:
         return None
 
 
-def write_served(folder: Path, model: ConductorModel, graph: bytes) -> None:
-    """A folder that a worker of dialect `local` is served from; of an adapter, the adapter alone."""
-    from safetensors.numpy import save_file
+def write_served(folder: Path, model: ConductorModel, graph: bytes, *, is_final: bool) -> None:
+    """A folder that a worker of dialect `local` is served from; of an adapter, the adapter alone, in float16 when no
+    training goes on from it."""
+    from safetensors.numpy import load_file, save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "generation.json").write_text(json.dumps({"format": "bare"}) + "\n")
     if model.is_adapter:
         model.model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's, of headings only
+        if is_final:
+            path = folder / "adapter_model.safetensors"
+            save_file({name: value.astype(np.float16) for name, value in load_file(path).items()}, path)
         return
     save_file(model.weights(), folder / "model.safetensors")
     (folder / "graph.onnx").write_bytes(graph)
