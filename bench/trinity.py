@@ -98,7 +98,7 @@ def measure_ours(recorded: RecordedSet, cache: Path) -> list[dict[str, Any]]:
         )
         rows = [json.loads(line) for line in (Path(name) / "metrics.jsonl").read_text().splitlines()]
     encoder.close()
-    return [row for row in rows if row["stage"] in ("candidate", "trainer")]
+    return [row for row in rows if row["stage"] in ("candidate", "vote", "trainer")]
 
 
 def measure_paper(recorded: RecordedSet, config: EvolveConfig, cache: Path) -> dict[str, Any]:

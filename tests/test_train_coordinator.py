@@ -149,6 +149,18 @@ def test_mean_calls_are_kept_to(made: Made, tmp_path: Path) -> None:
     assert trained.head.card.training["mean_calls"] == 2.2
 
 
+def test_votes_are_judged_on_the_same_folds(made: Made) -> None:
+    """A majority of the best 3, 5 and 7 workers stands beside, with what the chosen start gains over it."""
+    rows = read_rows(made.policy / "metrics.jsonl")
+    votes = [row for row in rows if row["stage"] == "vote"]
+    assert [row["workers"] for row in votes] == [3, 5, 7]
+    for row in votes:
+        gain, over = float(str(row["seen_accuracy_gain"])), float(str(row["seen_ours_over"]))
+        assert gain + over == pytest.approx(made.trained.start.seen_accuracy_gain)
+        assert float(str(row["seen_ours_over_error"])) > 0
+        assert "unseen_ours_over" not in row  # its questions are of one family
+
+
 def test_trainers_that_do_not_help_are_not_kept(made: Made) -> None:
     """A trainer that makes things worse is tried, its loss written down, and the start kept."""
     tried = [row for row in read_rows(made.policy / "metrics.jsonl") if row["stage"] == "trainer"]
@@ -258,7 +270,7 @@ def test_the_run_leaves_its_record(made: Made) -> None:
     assert run["config"]["trainers"] == [trainer.name for trainer in made.config.trainers]
     lines = (made.policy / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line, parse_constant=refuse) for line in lines]
-    assert {row["stage"] for row in rows} == {"candidate", "trainer", "diagnostics", "alarms", "final"}
+    assert {row["stage"] for row in rows} == {"candidate", "vote", "trainer", "diagnostics", "alarms", "final"}
     judged = [row for row in rows if row["stage"] == "candidate"]
     assert {row["candidate"] for row in judged} == {candidate.name for candidate in CANDIDATES}
     gains = [row["seen_gain"] for row in judged]

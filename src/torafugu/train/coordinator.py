@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from .. import __version__
 from ..errors import ConfigError, FuguError
-from ..eval.baselines import rank_workers, ranked_score
+from ..eval.baselines import rank_workers, ranked_score, vote_score
 from ..eval.diagnostics import alarms, diagnose
 from ..eval.evaluate import episodes_to_turns, run_policy
 from ..eval.matrix import OutcomeMatrix, best_single, build_matrix
@@ -83,6 +83,8 @@ _DOUBT = 2.0
 _TURNS_PER_CALL = 2
 """A call, and a turn that makes the best answer so far the current one."""
 _MASKED_SHARE = 0.25
+_VOTES = (3, 5, 7)
+"""Workers whose majority is measured beside, on the same folds."""
 _ROLES = ("worker", "verifier")
 """Recorded answers do not depend on advice, so that a Thinker would only cost: it is left out, and none is served."""
 
@@ -337,6 +339,8 @@ def _select(
         log(stage="candidate", **row.row())
     chosen_row = next(row for row in rows if row.calls <= limit and (row.score > 0 or row.name == SINGLE.name))
     candidate = next(candidate for candidate in CANDIDATES if candidate.name == chosen_row.name)
+    for size in _VOTES:
+        log(stage="vote", **_compare_vote(size, folds, played[candidate.name]))
     if candidate.rules.max_calls == 1:
         return candidate, chosen_row, None, None
     chosen = [i for scheme in ("seen", "unseen") for i in [j for j, f in enumerate(folds) if f.scheme == scheme][:2]]
@@ -405,6 +409,22 @@ def _judge(name: str, results: Sequence[_Result]) -> Judged:
         seen_calls=float(np.concatenate([r.calls for r in seen]).mean()),
         unseen_calls=float(np.concatenate([r.calls for r in unseen]).mean()) if unseen else None,
     )
+
+
+def _compare_vote(size: int, folds: Sequence[_Fold], ours: Sequence[_Result]) -> dict[str, Json]:
+    """What a majority of the `size` best workers gains on the same folds, and what ours gains over it."""
+    row: dict[str, Json] = {"workers": size}
+    for scheme in ("seen", "unseen"):
+        held = [(fold, result) for fold, result in zip(folds, ours, strict=True) if fold.scheme == scheme]
+        if not held:
+            continue
+        vote = np.concatenate([vote_score(f.held, rank_workers(f.train)[:size].tolist()) - f.base for f, _ in held])
+        gain = np.concatenate([result.accuracy for _, result in held]) - vote
+        families = np.concatenate([result.families for _, result in held])
+        row[f"{scheme}_accuracy_gain"] = float(vote.mean())
+        row[f"{scheme}_ours_over"] = float(gain.mean())
+        row[f"{scheme}_ours_over_error"] = standard_error(gain) if scheme == "seen" else family_error(gain, families)
+    return row
 
 
 def _folds(matrix: OutcomeMatrix, hidden: Hidden, seed: int) -> Iterator[_Fold]:
