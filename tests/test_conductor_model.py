@@ -32,7 +32,7 @@ from torafugu.train.conductor_model import (
 )
 from torafugu.train.conductor_player import OnnxWriter
 from torafugu.train.conductor_rollout import Asked, Attempt, Question, Written
-from torafugu.train.warm_start import is_form
+from torafugu.train.warm_start import Pair, form_loss, make_form_mask
 from torafugu.types import Message, Plan, Step
 
 torch = pytest.importorskip("torch")
@@ -167,15 +167,15 @@ def test_supervised_loss_by_hand() -> None:
         assert float(model.supervised_loss(pairs)) == pytest.approx(-float(torch.cat(each, 1).mean()), abs=1e-5)
 
 
-def test_only_what_is_taught_counts() -> None:
+def test_loss_mask() -> None:
     """With a mask the loss is the mean over the tokens that it has, prompts and padding left out as before."""
     model = make_small()
     pairs = [(PROMPT, COMPLETIONS[0]), (PROMPT[:2], COMPLETIONS[2])]
-    taught = [[True, False, True, True], [False, True, True, False, True, False]]
+    masks = [[True, False, True, True], [False, True, True, False, True, False]]
     with torch.no_grad():
         each = [model.logprobs(prompt, [reply])[0][0] for prompt, reply in pairs]
-        kept = torch.cat([logprobs[torch.tensor(mask)] for logprobs, mask in zip(each, taught, strict=True)])
-        assert float(model.supervised_loss(pairs, taught)) == pytest.approx(-float(kept.mean()), abs=1e-5)
+        kept = torch.cat([logprobs[torch.tensor(mask)] for logprobs, mask in zip(each, masks, strict=True)])
+        assert float(model.supervised_loss(pairs, masks)) == pytest.approx(-float(kept.mean()), abs=1e-5)
 
 
 WHO = {
@@ -191,7 +191,7 @@ WHO = {
 def test_who_is_not_form(reply: str) -> None:
     """All of a workflow is form but the workers' names or numbers: brackets, commas and the end are."""
     model = make_small()
-    form = is_form(model, reply)
+    form = make_form_mask(model, reply)
     tokens = model.encode_reply(reply)
     assert len(form) == len(tokens)
     who = [token for token, is_part in zip(tokens, form, strict=True) if not is_part]
@@ -376,6 +376,31 @@ def test_nothing_to_learn_from() -> None:
     told = learn(model, optimiser, groups, GrpoConfig(), lr=0.1)
     assert all(np.array_equal(value, before[name]) for name, value in model.weights().items())
     assert told == {"lr": 0.1, "groups/kept": 0, "groups/flat": 1.0, "groups/dropped": 0}
+
+
+def test_form_is_learnt_where_reward_says_nothing() -> None:
+    """A step whose attempts are all alike learns from its demonstrations, all of them but who is called."""
+    model = make_small()
+    reply = next(iter(WHO))
+    pair = Pair(prompt="models: a, b\n", reply=reply)
+    encoded = (model.encode_text(pair.prompt), model.encode_reply(reply))
+
+    def measure() -> float:
+        with torch.no_grad():
+            return float(form_loss(model, [pair]))
+
+    before = measure()
+    with torch.no_grad():
+        assert before == float(model.supervised_loss([encoded], [make_form_mask(model, reply)]))
+        assert before != pytest.approx(float(model.supervised_loss([encoded])))
+    flat = [[make_attempt([0.5], write_text(model, PROMPT, COMPLETIONS[i])) for i in (0, 1)]]
+    optimiser = model.make_adamw(0.01, betas=(0.9, 0.99), weight_decay=0.0)
+    assert "loss/form" not in learn(model, optimiser, flat, GrpoConfig(), lr=0.01)
+    assert measure() == before
+    learned = learn(model, optimiser, flat, GrpoConfig(updates=3), lr=0.01, demonstrations=[pair])
+    assert learned["loss/form"] == pytest.approx(before)
+    assert (learned["groups/kept"], "loss" in learned) == (0, False)
+    assert measure() < before
 
 
 def test_bonus_for_entropy() -> None:

@@ -291,7 +291,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert loss < 0.2
     folder = tmp_path_factory.mktemp("started")
     graph = build_open_graph(parse_llama_config(model.config_json().encode(), where="test"))
-    write_served(folder, model, graph, is_final=True)
+    write_served(folder, model, graph)
     return folder
 
 

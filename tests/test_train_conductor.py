@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -334,15 +335,27 @@ def test_all_questions_have_their_turn(short: ConductorTraining, tmp_path: Path)
     assert same == [True, True, False, False]
 
 
-def test_form_beside_reward(short: ConductorTraining, tmp_path: Path) -> None:
-    """Demonstrations beside the steps keep the form, and their loss is logged; without any nothing is."""
-    config = replace(short, warm_start=WarmStartConfig(), grpo=replace(short.grpo, steps=4, updates=1, form_batch=8))
-    train(tmp_path / "beside", config)
-    rows = [row for row in rows_of(tmp_path / "beside", "step") if "loss" in row]
-    assert rows
-    assert all(0 < row["loss/form"] < 1 for row in rows)
-    train(tmp_path / "without", replace(config, grpo=replace(config.grpo, form_batch=0)))
-    assert not any("loss/form" in row for row in rows_of(tmp_path / "without", "step"))
+def test_weights_of_families(short: ConductorTraining, tmp_path: Path) -> None:
+    """A family that weighs nearly all is nearly all that is drawn; what is measured has all families."""
+    spy = Spy()
+    grpo = replace(short.grpo, steps=2, focus=0.0)
+    config = replace(short, warm_start=WarmStartConfig(), weights={"day_alone": 1e9}, grpo=grpo)
+    train(tmp_path, config, make_fleet=spy)
+    drawn = {a.question.task.family for job, attempts in spy.played if job.temperature == 1 for a in attempts}
+    judged = {a.question.task.family for job, attempts in spy.played if job.temperature == 0 for a in attempts}
+    assert (drawn, len(judged)) == ({"day_alone"}, 3)
+
+
+def test_demonstrations_that_cannot_be_made(short: ConductorTraining, tmp_path: Path) -> None:
+    """Tasks without a known workflow, and demonstrations that name nobody, are refused before anybody is asked."""
+    unknown = [msgspec.structs.replace(task, prompt="Who was it?") for task in TASKS]
+    config = replace(short, warm_start=WarmStartConfig())
+    with pytest.raises(ConfigError, match=r"no workflow is known .* grpo\.form_batch to 0"):
+        train(tmp_path / "tasks", config, tasks=unknown)
+    (tmp_path / "own.jsonl").write_text('{"prompt": "a", "completion": "subtasks: [] model_id = [0]"}\n')
+    warm = replace(config.warm_start, demonstrations=tmp_path / "own.jsonl")
+    with pytest.raises(ConfigError, match="demonstration 1: nobody is named in it"):
+        train(tmp_path / "own", replace(config, warm_start=warm), tasks=unknown)
 
 
 def test_own_demonstrations(tmp_path: Path) -> None:
@@ -384,21 +397,22 @@ def test_refusals(short: ConductorTraining, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "match"),
     [
-        {"effort": "huge"},
-        {"model": None, "warm_start": WarmStartConfig()},
-        {"pool_sizes": ()},
-        {"pool_sizes": (0,)},
-        {"validate": 0},
-        {"weights": {"day_alone": 0.0}},
-        {"trainer": "trl", "grpo": GrpoConfig(focus=0.5)},
-        {"trainer": "trl", "grpo": GrpoConfig(form_batch=1)},
+        ({"effort": "huge"}, "effort"),
+        ({"model": None, "warm_start": WarmStartConfig()}, "made from nothing"),
+        ({"pool_sizes": ()}, "pool_sizes"),
+        ({"pool_sizes": (0,)}, "pool_sizes"),
+        ({"validate": 0}, "validate"),
+        ({"weights": {"day_alone": 0.0}}, "weights"),
+        ({"weights": {"day_alone": float("nan")}}, "weights"),
+        ({"trainer": "trl", "grpo": GrpoConfig(focus=0.5)}, "only the trainer"),
+        ({"trainer": "trl", "grpo": GrpoConfig(form_batch=1)}, "only the trainer"),
     ],
 )
-def test_config_makes_sense(change: dict[str, Any]) -> None:
+def test_config_makes_sense(change: dict[str, Any], match: str) -> None:
     """Settings with which nothing could be trained are refused before anything is made."""
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=match):
         replace(CONFIG, **change)
 
 

@@ -51,9 +51,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add.add_argument("--bits", type=int, choices=(4, 8, 32), default=8, help="of the weights (default 8)")
     add.add_argument(
         "--adapter",
-        metavar="DIR",
-        help=f"folder of a PEFT LoRA adapter to lay beside it; or `home`, which ships and makes {SMOLLM2} a conductor "
-        "of the home pool (./home is a folder of that name)",
+        metavar="DIR|NAME",
+        help=f"folder of a PEFT LoRA adapter to lay beside it; or one that ships: {', '.join(ADAPTERS)}, which makes "
+        f"{SMOLLM2} a conductor of the home pool (./home is a folder of that name)",
     )
     add.add_argument(
         "--format",

@@ -23,20 +23,30 @@ import numpy as np
 
 from ..cluster.fleet import Fleet, in_process, take_results
 from ..conductors import write_conductor_card
+from ..envs.composed import find_workflow
+from ..errors import ConfigError
 from ..eval.report import Reporter
 from ..grade.task import Task
 from ..pool.spec import NETWORK_DIALECTS, PoolSpec
 from ..types import Json
 from .checkpoint import Checkpoints
 from .conductor_config import ConductorTraining
-from .conductor_files import check_folder, digest_tasks, read_rows, to_json, write_run_file, write_served
+from .conductor_files import (
+    check_folder,
+    digest_tasks,
+    halve_adapter,
+    read_rows,
+    to_json,
+    write_run_file,
+    write_served,
+)
 from .conductor_learn import learn
 from .conductor_metrics import describe_attempts, find_alarm
 from .conductor_model import ConductorModel, check_installed, load_model, make_model, train_tokeniser
 from .conductor_player import Job, PlayerSetup, play_singles
 from .conductor_rollout import Attempt, Question
-from .questions import QuestionSource, find_open
-from .warm_start import Pair, draw_pairs, read_pairs, scale_lr, warm_step
+from .questions import QuestionSource
+from .warm_start import Pair, draw_pairs, make_form_mask, read_pairs, scale_lr, warm_step
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +121,11 @@ class _Run:
         write_run_file(out, bound)
         own = config.warm_start.demonstrations
         self.demonstrations = None if own is None else read_pairs(own)
+        if self.demonstrations is None and (config.warm_start.steps or config.grpo.form_batch):
+            _check_workflows_are_known(self.questions.examples)
         self.model = self._make_model()
+        if self.demonstrations is not None and config.grpo.form_batch:
+            _check_workers_are_found(self.model, self.demonstrations)
         self.player = _set_up(self.model, pool, pool_folder, config)
         self.history: list[dict[str, Json]] = []
         self.singles: Mapping[str, Mapping[str, float]] | None = None
@@ -210,9 +224,9 @@ class _Run:
     async def _step(self, fleet: Fleet[Job, list[Attempt]], optimiser: torch.optim.Optimizer, step: int) -> None:
         config, grpo = self.config, self.config.grpo
         started, cpu = time.perf_counter(), time.process_time()
-        factors = find_open(self.history, self.questions.families, grpo.focus) if grpo.focus else None
+        weights = self.questions.focus_weights(self.history, grpo.focus)
         questions = self.questions.draw(
-            grpo.questions, np.random.default_rng([config.seed, _DRAW, step]), factors=factors
+            grpo.questions, np.random.default_rng([config.seed, _DRAW, step]), weights=weights
         )
         seeds = np.random.SeedSequence([config.seed, _SAMPLE, step]).generate_state(grpo.questions * grpo.attempts)
         seeds_PG = seeds.reshape(grpo.questions, grpo.attempts).tolist()
@@ -274,13 +288,35 @@ class _Run:
         return draw_pairs(questions, config.conductor, rng, effort=config.effort, warm=config.warm_start)
 
     def _write_served(self, name: str) -> None:
-        write_served(self.out / name, self.model, self.player.graph, is_final=name == "model")
+        write_served(self.out / name, self.model, self.player.graph)
+        if name == "model" and self.model.is_adapter:
+            halve_adapter(self.out / name)
         models = {worker.id: worker.model for worker in self.player.pool.worker}
         write_conductor_card(self.out / name, self.config.conductor, models)
 
     def _log(self, stage: str, step: int, row: Mapping[str, Json]) -> None:
         with self.metrics.open("a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **row}) + "\n")
+
+
+def _check_workflows_are_known(tasks: Sequence[Task]) -> None:
+    """Before anything is paid for, not when one of them is drawn."""
+    for task in tasks:
+        if find_workflow(task.prompt) is None:
+            raise ConfigError(
+                f"task {task.id!r}: no workflow is known for it, so none can be demonstrated: give "
+                "warm_start.demonstrations, or set warm_start.steps and grpo.form_batch to 0"
+            )
+
+
+def _check_workers_are_found(model: ConductorModel, demonstrations: Sequence[Pair]) -> None:
+    """Else reward would be taught against, silently."""
+    for number, pair in enumerate(demonstrations, start=1):
+        if all(make_form_mask(model, pair.reply)):
+            raise ConfigError(
+                f"demonstration {number}: nobody is named in it, and with grpo.form_batch it must be seen who is: "
+                'expected model_id: ["one", "another"], or numbers'
+            )
 
 
 def _set_up(model: ConductorModel, pool: PoolSpec, pool_folder: Path, config: ConductorTraining) -> PlayerSetup:

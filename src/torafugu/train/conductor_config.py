@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,11 +75,11 @@ class GrpoConfig:
     entropy: float = 0.0
     """Bonus for each token's entropy in nats, so that workers that were seldom right at first are still tried."""
     form_batch: int = 0
-    """Demonstrations beside each step, learnt from except for whom they call (as PPO-ptx does, arXiv 2203.02155):
-    reward keeps nothing of the form in questions whose attempts all fail alike."""
+    """Demonstrations in each step, learnt from except for whom they call; their supervised loss is added with weight 1
+    (as PPO-ptx does, arXiv 2203.02155). Reward keeps nothing of the form where all attempts fail alike."""
     focus: float = 0.0
-    """Share of the questions that is drawn by what is still open: families whose recent attempts neither all succeed
-    nor all fail. The rest is drawn from all."""
+    """Share of the questions that goes to families by what is still to be learnt there
+    (`QuestionSource.focus_weights`). The rest is drawn from all."""
     max_grad_norm: float = 1.0
     updates: int = 1
     """Passes over what was sampled in one step."""
@@ -211,8 +212,8 @@ class ConductorTraining:
             raise ConfigError("warm_start.steps 0: a model that is made from nothing has to be shown workflows first")
         if self.pool_sizes is not None and (not self.pool_sizes or min(self.pool_sizes) < 1):
             raise ConfigError(f"pool_sizes {self.pool_sizes!r}: expected numbers of at least 1")
-        if min(self.weights.values(), default=1.0) <= 0:
-            raise ConfigError(f"weights {dict(self.weights)!r}: expected numbers above 0")
+        if not all(0 < weight < math.inf for weight in self.weights.values()):
+            raise ConfigError(f"weights {dict(self.weights)!r}: expected finite numbers above 0")
         if self.trainer == "trl" and (self.grpo.form_batch or self.grpo.focus):
             raise ConfigError('form_batch, focus: only the trainer "own" has them: expected 0')
         if self.validate < 1 or self.n < 1:

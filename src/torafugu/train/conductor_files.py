@@ -21,7 +21,7 @@ from ..grade.task import Task
 from ..types import Json
 from .conductor_model import ConductorModel
 
-__all__ = ["digest_tasks", "read_rows", "to_json", "write_run_file", "write_served"]
+__all__ = ["digest_tasks", "halve_adapter", "read_rows", "to_json", "write_run_file", "write_served"]
 
 _PACKAGES = ("numpy", "onnxruntime", "tokenizers", "torch", "transformers", "peft", "trl", "onnx")
 
@@ -56,24 +56,28 @@ def _find_version(name: str) -> str | None:
         return None
 
 
-def write_served(folder: Path, model: ConductorModel, graph: bytes, *, is_final: bool) -> None:
-    """A folder that a worker of dialect `local` is served from; of an adapter, the adapter alone, in float16 when no
-    training goes on from it."""
-    from safetensors.numpy import load_file, save_file
+def write_served(folder: Path, model: ConductorModel, graph: bytes) -> None:
+    """A folder that a worker of dialect `local` is served from; of an adapter, the adapter alone."""
+    from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "generation.json").write_text(json.dumps({"format": "bare"}) + "\n")
     if model.is_adapter:
         model.model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # peft's, of headings only
-        if is_final:
-            path = folder / "adapter_model.safetensors"
-            save_file({name: value.astype(np.float16) for name, value in load_file(path).items()}, path)
         return
     save_file(model.weights(), folder / "model.safetensors")
     (folder / "graph.onnx").write_bytes(graph)
     (folder / "config.json").write_text(model.config_json())
     model.tokeniser.save(str(folder / "tokenizer.json"))
+
+
+def halve_adapter(folder: Path) -> None:
+    """An adapter's weights in float16: what is served is half as large, and differs by less than its base's packing."""
+    from safetensors.numpy import load_file, save_file
+
+    path = folder / "adapter_model.safetensors"
+    save_file({name: value.astype(np.float16) for name, value in load_file(path).items()}, path)
 
 
 def read_rows(metrics: Path, stage: str) -> list[dict[str, Json]]:

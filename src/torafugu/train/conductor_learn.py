@@ -53,7 +53,7 @@ def learn(
         "groups/flat": kept.flat / len(groups),
         "groups/dropped": kept.dropped,
     }
-    if not kept.groups:
+    if not kept.groups and not demonstrations:
         return learned
     batches = [_to_batch(groups[p], rewards_PG[p], config) for p in kept.groups]
     total = float(sum(len(t.written.tokens) if config.norm == "tokens" else 1 for batch in batches for t in batch))
@@ -73,7 +73,9 @@ def learn(
         norm = float(torch.nn.utils.clip_grad_norm_([p for _, p in model.trainable], config.max_grad_norm))
         optimiser.step()
         if update == 0:
-            learned |= {"loss": sum(losses), "grad_norm": norm, "sampler/drift": float(np.mean(drifts))}
+            learned["grad_norm"] = norm
+            if batches:
+                learned |= {"loss": sum(losses), "sampler/drift": float(np.mean(drifts))}
             if demonstrations:
                 learned["loss/form"] = float(form.detach())
     return learned

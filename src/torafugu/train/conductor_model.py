@@ -136,10 +136,12 @@ class ConductorModel:
         )
 
     def supervised_loss(
-        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], taught: Sequence[Sequence[bool]] | None = None
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], loss_mask: Sequence[Sequence[bool]] | None = None
     ) -> torch.Tensor:
-        """Cross-entropy per token of the replies, of (prompt, reply) pairs; of those that are `taught`, where it is
-        given. -> scalar"""
+        """Cross-entropy per token of the replies, of (prompt, reply) pairs. -> scalar
+
+        `loss_mask`: for each reply, which of its tokens are learnt; None: all.
+        """
         import torch
 
         longest = max(len(prompt) + len(reply) for prompt, reply in pairs)
@@ -149,8 +151,8 @@ class ConductorModel:
             both = torch.tensor([*prompt, *reply])
             ids[row, : len(both)] = both
             wanted[row, len(prompt) : len(both)] = both[len(prompt) :]
-            if taught is not None:
-                wanted[row, len(prompt) : len(both)][~torch.tensor(taught[row])] = -100
+            if loss_mask is not None:
+                wanted[row, len(prompt) : len(both)][~torch.tensor(loss_mask[row])] = -100
         hidden = self._body()(input_ids=ids).last_hidden_state[:, :-1]  # padding stands behind: causal masks hide it
         wanted = wanted[:, 1:]
         is_reply = wanted >= 0

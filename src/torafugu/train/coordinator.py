@@ -340,6 +340,8 @@ def _select(
     chosen_row = next(row for row in rows if row.calls <= limit and (row.score > 0 or row.name == SINGLE.name))
     candidate = next(candidate for candidate in CANDIDATES if candidate.name == chosen_row.name)
     for size in _VOTES:
+        if size > len(matrix.workers):
+            break
         log(stage="vote", **_compare_vote(size, folds, played[candidate.name]))
     if candidate.rules.max_calls == 1:
         return candidate, chosen_row, None, None
@@ -422,8 +424,10 @@ def _compare_vote(size: int, folds: Sequence[_Fold], ours: Sequence[_Result]) ->
         gain = np.concatenate([result.accuracy for _, result in held]) - vote
         families = np.concatenate([result.families for _, result in held])
         row[f"{scheme}_accuracy_gain"] = float(vote.mean())
-        row[f"{scheme}_ours_over"] = float(gain.mean())
-        row[f"{scheme}_ours_over_error"] = standard_error(gain) if scheme == "seen" else family_error(gain, families)
+        row[f"{scheme}_accuracy_gain_over_vote"] = float(gain.mean())
+        row[f"{scheme}_accuracy_gain_over_vote_error"] = (
+            standard_error(gain) if scheme == "seen" else family_error(gain, families)
+        )
     return row
 
 

@@ -14,13 +14,14 @@ from ..grade.task import Task
 from ..types import Json
 from .conductor_rollout import Question
 
-__all__ = ["QuestionSource", "draw_question", "find_open"]
+__all__ = ["QuestionSource", "draw_question"]
 
-_ALL_ALIKE: Mapping[str, float] = MappingProxyType({})
+Floats = npt.NDArray[np.float64]
+_NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
 _RECENT = 10
 """Steps."""
-_UNTRIED = 0.1
-"""Added to a family's accuracy: one that has always failed may still be learnt, one that never fails need not be."""
+_NEVER_RIGHT = 0.1
+"""What a family that always failed counts for: it may still be learnt."""
 
 
 class QuestionSource:
@@ -33,7 +34,7 @@ class QuestionSource:
         *,
         sizes: tuple[int, ...] | None,
         held_out: int,
-        weights: Mapping[str, float] = _ALL_ALIKE,
+        weights: Mapping[str, float] = _NO_WEIGHTS,
     ) -> None:
         """`sizes`, `weights`: as in `ConductorTraining`; `held_out`: how many are measured on.
 
@@ -48,7 +49,8 @@ class QuestionSource:
         self._by_family = _by_family(tasks, "train")
         if unknown := set(weights) - set(self._by_family):
             raise ConfigError(
-                f"weights: no tasks of {sorted(unknown)[0]!r}: expected some of {', '.join(self._by_family)}"
+                f"weights: no tasks of {sorted(unknown)[0]!r} to draw from, but of {', '.join(self._by_family)}: the "
+                "config's weights are for other tasks: leave them out"
             )
         self._weights = np.array([weights.get(family, 1.0) for family in self._by_family])
         by_turns = _take_turns(list(_by_family(tasks, "validation").values()))
@@ -59,13 +61,30 @@ class QuestionSource:
         """Of the tasks to draw from."""
         return tuple(self._by_family)
 
-    def draw(
-        self, n: int, rng: np.random.Generator, *, factors: npt.NDArray[np.float64] | None = None
-    ) -> list[Question]:
-        """The families in random order, each as often as its weight says, give or take one: each step has all kinds.
-        `factors`: (families,) that their weights are multiplied with."""
+    @property
+    def examples(self) -> list[Task]:
+        """One task to draw from of each family."""
+        return [tasks[0] for tasks in self._by_family.values()]
+
+    def focus_weights(self, history: Sequence[Mapping[str, Json]], focus: float) -> Floats:
+        """The families' weights, with a share `focus` of the questions moved to where there is most to learn.
+        -> (families,)
+
+        A family's part of that share is its weight times (accuracy + 0.1) (1 - accuracy), accuracy being that of its
+        attempts in the last ten steps, 0.5 if it had none. Known as learnability: p (1 - p) (Rutherford et al., 2024).
+        `history`: the steps' metrics, with "accuracy/FAMILY".
+        """
+        learnable = self._weights * [_to_learnability(history[-_RECENT:], family) for family in self._by_family]
+        if not learnable.any():
+            return self._weights
+        weights: Floats = (1 - focus) * self._weights / self._weights.sum() + focus * learnable / learnable.sum()
+        return weights
+
+    def draw(self, n: int, rng: np.random.Generator, *, weights: Floats | None = None) -> list[Question]:
+        """The families in random order, each as often as its weight says, give or take one. `weights`: (families,),
+        instead of those that were given at first."""
         families = self.families
-        weights = self._weights if factors is None else self._weights * factors
+        weights = self._weights if weights is None else weights
         order = rng.permutation(len(families))
         ends = np.cumsum(weights[order])
         picks = np.searchsorted(ends, (rng.random() + np.arange(n)) / n * ends[-1], side="right")
@@ -84,21 +103,11 @@ def draw_question(task: Task, workers: Sequence[str], rng: np.random.Generator, 
     return Question(task=task, workers=tuple(str(worker) for worker in rng.permutation(workers)[:size]))
 
 
-def find_open(history: Sequence[Mapping[str, Json]], families: Sequence[str], focus: float) -> npt.NDArray[np.float64]:
-    """What the families' weights are to be multiplied with, so that a share `focus` of the questions goes to where
-    there is most to learn: (accuracy + 0.1) (1 - accuracy), accuracy being that of the last steps. -> (families,)
-
-    `history`: the steps' metrics, with "accuracy/FAMILY"; a family that was not met of late counts as half known.
-    """
-    open_F = np.empty(len(families))
-    for i, family in enumerate(families):
-        seen = [row.get(f"accuracy/{family}") for row in history[-_RECENT:]]
-        known = [float(value) for value in seen if isinstance(value, (int, float))]
-        accuracy = float(np.mean(known)) if known else 0.5
-        open_F[i] = (accuracy + _UNTRIED) * (1 - accuracy)
-    share = open_F / open_F.mean() if open_F.any() else np.ones(len(families))
-    factors: npt.NDArray[np.float64] = 1 - focus + focus * share
-    return factors
+def _to_learnability(recent: Sequence[Mapping[str, Json]], family: str) -> float:
+    seen = [row.get(f"accuracy/{family}") for row in recent]
+    known = [float(value) for value in seen if isinstance(value, (int, float))]
+    accuracy = float(np.mean(known)) if known else 0.5
+    return (accuracy + _NEVER_RIGHT) * (1 - accuracy)
 
 
 def _by_family(tasks: Sequence[Task], split: str) -> dict[str, list[Task]]:

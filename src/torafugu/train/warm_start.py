@@ -27,7 +27,7 @@ from .demonstrations import make_demonstration
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Pair", "draw_pairs", "form_loss", "is_form", "read_pairs", "scale_lr", "warm_step"]
+__all__ = ["Pair", "draw_pairs", "form_loss", "make_form_mask", "read_pairs", "scale_lr", "warm_step"]
 
 _WORKERS = re.compile(r'model_id"?:\s*\[([^\]]*)\]')
 _WORKER = re.compile(r'"(?P<name>[^"]+)"|(?P<number>\d+)')
@@ -112,8 +112,7 @@ def warm_step(
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * scale
         optimiser.zero_grad(set_to_none=True)
-    encoded = [(model.encode_text(pair.prompt), model.encode_reply(pair.reply)) for pair in pairs]
-    loss = model.supervised_loss(encoded)
+    loss = model.supervised_loss(_encode(model, pairs))
     loss.backward()
     torch.nn.utils.clip_grad_norm_([p for _, p in model.trainable], 1.0)
     for optimiser in optimisers:
@@ -124,12 +123,15 @@ def warm_step(
 
 def form_loss(model: ConductorModel, pairs: Sequence[Pair]) -> torch.Tensor:
     """Cross-entropy per token of the demonstrations, less the tokens that say who does a step. -> scalar"""
-    encoded = [(model.encode_text(pair.prompt), model.encode_reply(pair.reply)) for pair in pairs]
-    return model.supervised_loss(encoded, [is_form(model, pair.reply) for pair in pairs])
+    return model.supervised_loss(_encode(model, pairs), [make_form_mask(model, pair.reply) for pair in pairs])
 
 
-def is_form(model: ConductorModel, reply: str) -> list[bool]:
-    """For each token of a reply, its end included: False where it says who does a step."""
+def _encode(model: ConductorModel, pairs: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
+    return [(model.encode_text(pair.prompt), model.encode_reply(pair.reply)) for pair in pairs]
+
+
+def make_form_mask(model: ConductorModel, reply: str) -> list[bool]:
+    """For each token of `encode_reply`: False where it says who does a step, as `write_workflow` writes that."""
     spans = [
         (listed.start(1) + worker.start(worker.lastgroup or 0), listed.start(1) + worker.end(worker.lastgroup or 0))
         for listed in _WORKERS.finditer(reply)
