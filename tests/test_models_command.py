@@ -20,9 +20,12 @@ from safetensors.numpy import save_file
 from llamas import forward, make_tokeniser, random_lora, random_weights, tiny, write_adapter
 from torafugu.cli import main
 from torafugu.cli.installation import local_makers
+from torafugu.conductors import ADAPTERS, find_adapter, find_folder, read_conductor_card
+from torafugu.errors import ModelError
 from torafugu.local.llama import weight_shapes
-from torafugu.local.llama_folder import open_llama, read_safetensors, read_tokeniser
+from torafugu.local.llama_folder import open_llama, read_adapter, read_safetensors, read_tokeniser
 from torafugu.pool import Query, open_pool, read_pool
+from torafugu.pool.home import home_pool_path
 from torafugu.types import Message, Sampling
 
 CONFIG = tiny(head_dim=32, ends=(257,))
@@ -119,6 +122,30 @@ def test_add_with_an_adapter(fugu: Run, source: Path, tmp_path: Path) -> None:
     status, out, _ = fugu("models", "list", model)
     assert status == 0
     assert "LoRA, 0.00 M parameters, times 0.5" in out
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTERS))
+def test_adapters_that_ship(name: str, tmp_path: Path) -> None:
+    """Each is whole, small, of the model that it is offered for, and says how it is asked and whom it may call."""
+    folder = find_adapter(name)
+    card = read_conductor_card(folder)
+    assert (card.conductor["prompt"], card.conductor["names"]) == ("brief", True)
+    assert [worker.id for worker in card.workers] == [worker.id for worker in read_pool(home_pool_path()).worker]
+    weights, scale = read_adapter(folder)
+    assert scale == 2
+    assert weights["base_model.model.model.layers.29.self_attn.q_proj.lora_A.weight"].shape == (16, 576)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 10_500_000
+    with pytest.raises(ModelError, match="no trained conductor here"):
+        find_folder(f"shipped:{ADAPTERS[name]}", tmp_path)  # without its model it writes nothing
+    assert find_adapter(f"./{name}") == Path(name)
+
+
+def test_adapter_of_another_model(fugu: Run, source: Path, tmp_path: Path) -> None:
+    """One that ships is not laid beside another model than its own."""
+    status, _, err = fugu("models", "add", source, "--to", tmp_path / "model", "--adapter", "home")
+    assert status == 2
+    assert "--adapter home: it was trained for smollm2" in err
+    assert not (tmp_path / "model").exists()
 
 
 def test_add_overwrites_only_by_force(fugu: Run, source: Path, tmp_path: Path) -> None:
