@@ -255,6 +255,20 @@ def test_workers_it_was_not_trained_for_are_told(
         assert said in checked.out
 
 
+def test_two_trained_conductors(fugu: Fugu, tmp_path: Path) -> None:
+    """Another one in the pool has no answers: it is not called, and nobody has to have learnt to call it."""
+    write_model(tmp_path / "model", HOME)
+    write_model(tmp_path / "other", HOME)
+    file = write_installation(tmp_path, local("ours", "model"), local("theirs", "other"), conductor='worker = "ours"')
+    assert opened(read_installation(file)).warnings == ()
+    checked = fugu("doctor")
+    assert checked.status == 0, checked.out
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"damaged")
+    checked = fugu("doctor")
+    assert checked.status == 1
+    assert "damaged" in checked.out
+
+
 def test_only_those_it_may_call_have_to_be_known(tmp_path: Path) -> None:
     """With `workers` in `[conductor]`, nobody else in the pool is asked about."""
     write_model(tmp_path / "model", {"facts": "facts"})

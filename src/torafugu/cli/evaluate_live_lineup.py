@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..conductors import find_cards
 from ..errors import ConfigError
 from ..eval.live import Contestant
 from ..eval.live_costs import Calls
@@ -17,6 +18,8 @@ from .installation import Opened, read_installation
 __all__ = ["Lineup", "Wanted", "line_up"]
 
 RANDOM = "random workers"
+_IN_PROCESS = ("local", "scripted")
+"""Dialects of models that may be there for conducting alone."""
 _CONDUCTOR_TOKENS, _STEP_TOKENS, _TURN_TOKENS, _JUDGE_TOKENS = 1000, 700, 600, 1500
 """Around the question, typically: rules and examples; results that a step sees; a transcript; candidates."""
 
@@ -129,13 +132,11 @@ def _find_rivals(
     if against:
         return [each for each in dict.fromkeys(against) if each != name], []
     called = {worker for config in conductors for worker in _callable(config, opened)}
-    only_conduct = [
-        config.worker
-        for config in conductors
-        if config.worker not in called and opened.pool.specs[config.worker].dialect in ("local", "scripted")
-    ]
+    conducting = {config.worker for config in conductors if opened.pool.specs[config.worker].dialect in _IN_PROCESS}
+    trained = set(find_cards(opened.installation.read_pool(), opened.installation.pool_folder))
+    only_conduct = [worker for worker in opened.pool.specs if worker in (conducting | trained) - called]
     rivals = [worker for worker in opened.pool.specs if worker != name and worker not in only_conduct]
-    return rivals, list(dict.fromkeys(only_conduct))
+    return rivals, only_conduct
 
 
 def _calls_of(name: str, opened: Opened, conducts: Mapping[str, ConductorConfig]) -> tuple[Calls, ...]:

@@ -16,7 +16,7 @@ Paths are relative to the file. This is the composition root of every command th
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,7 +47,15 @@ from ..server.config import ServerConfig
 from ..server.sessions import SessionsConfig
 from ..store import RunStore, open_store
 
-__all__ = ["LACKS", "Installation", "Opened", "local_makers", "open_installation", "read_installation"]
+__all__ = [
+    "LACKS",
+    "Installation",
+    "Opened",
+    "choose_called",
+    "local_makers",
+    "open_installation",
+    "read_installation",
+]
 
 DEFAULT_FILE = Path("fugu.toml")
 LACKS = {
@@ -219,7 +227,8 @@ async def open_installation(installation: Installation) -> AsyncIterator[Opened]
         cards = find_cards(installation.read_pool(), installation.pool_folder)
         models = {id: spec.model for id, spec in pool.specs.items()}
         models |= {id: f"{models[id]}@{card.short_hash}" for id, card in cards.items()}
-        installation = replace(installation, conductor=_choose_called(installation.conductor, models, cards))
+        if installation.conductor is not None:
+            installation = replace(installation, conductor=choose_called(installation.conductor, models, cards))
         policies: dict[str, Policy] = {}
         warnings = []
         if installation.policy is not None or installation.trinity is not None:
@@ -243,14 +252,12 @@ async def open_installation(installation: Installation) -> AsyncIterator[Opened]
         )
 
 
-def _choose_called(
-    config: ConductorConfig | None, models: Mapping[str, str], cards: Mapping[str, ConductorCard]
-) -> ConductorConfig | None:
-    """Where it is not said whom a conductor may call, not another trained one, which has no answers."""
-    if config is None or config.workers is not None or not set(cards) - {config.worker}:
+def choose_called(config: ConductorConfig, workers: Iterable[str], trained: Collection[str]) -> ConductorConfig:
+    """Where it is not said whom a conductor may call, not another `trained` one, which has no answers."""
+    if config.workers is not None or not set(trained) - {config.worker}:
         return config
-    workers = tuple(id for id in models if id not in cards and id != config.worker)
-    return replace(config, workers=workers or None)
+    called = tuple(id for id in workers if id not in trained and id != config.worker)
+    return replace(config, workers=called or None)
 
 
 def _check_conductor(
