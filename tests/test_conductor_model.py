@@ -333,15 +333,16 @@ def make_attempt(rewards: Sequence[float | None], *texts: Written, is_valid: boo
 
 
 @pytest.mark.parametrize("norm", ["tokens", "sequences"])
-def test_step_by_hand(norm: Any) -> None:
+@pytest.mark.parametrize(("by_round", "first"), [(True, (0.5, 0.0, -0.5)), (False, (0.6, -0.2, -0.4))])
+def test_step_by_hand(norm: Any, by_round: bool, first: tuple[float, float, float]) -> None:
     """A step on groups of several prompts and rounds moves the weights by the gradient of the whole batch: each text's
-    tokens by its own advantage in its group, divided by all tokens or texts that count."""
+    tokens by its own advantage among the texts of its round, or of all, divided by all tokens or texts that count."""
     model, twin = make_small(), make_small()
     other = [9, 8, 7]
     one, two, three = COMPLETIONS
     groups = [
         [
-            make_attempt([1.0, 0.5], write_text(model, PROMPT, one), write_text(model, other, two)),
+            make_attempt([1.0, 0.2], write_text(model, PROMPT, one), write_text(model, other, two)),
             make_attempt([0.0], write_text(model, PROMPT, three)),
         ],
         [make_attempt([0.5], write_text(model, other, one)), make_attempt([0.5], write_text(model, other, three))],
@@ -349,9 +350,10 @@ def test_step_by_hand(norm: Any) -> None:
         [make_attempt([0.0], write_text(model, other, two)), make_attempt([1.0], write_text(model, other, one))],
         [make_attempt([0.0], write_text(model, other, two)), make_attempt([])],
     ]
-    config = GrpoConfig(by_std=False, norm=norm, max_grad_norm=1e9)
+    config = GrpoConfig(by_std=False, by_round=by_round, norm=norm, max_grad_norm=1e9)
     told = learn(model, torch.optim.SGD(model.model.parameters(), lr=9.0), groups, config, lr=0.1)
-    parts = [(PROMPT, one, 0.5), (other, two, 0.0), (PROMPT, three, -0.5), (other, two, -0.5), (other, one, 0.5)]
+    a, b, c = first
+    parts = [(PROMPT, one, a), (other, two, b), (PROMPT, three, c), (other, two, -0.5), (other, one, 0.5)]
     total = sum(len(tokens) for _, tokens, _ in parts) if norm == "tokens" else len(parts)
     for prompt, tokens, advantage in parts:
         (rows, _) = twin.logprobs(prompt, [tokens])

@@ -67,6 +67,8 @@ class GrpoConfig:
     norm: LossNorm = "tokens"
     by_std: bool = True
     """Advantages are divided by the group's standard deviation."""
+    by_round: bool = True
+    """With rounds of recursion each text is compared with those of its own round, not with all."""
     std_floor: float = 0.0
     """By this at least: with prices in the reward, groups that differ in nothing else would count as much as others."""
     filter: Literal["reward", "score"] = "reward"

@@ -55,7 +55,7 @@ def learn(
     }
     if not kept.groups and not demonstrations:
         return learned
-    batches = [_to_batch(groups[p], rewards_PG[p], config) for p in kept.groups]
+    batches = [_to_batch(groups[p], config) for p in kept.groups]
     total = float(sum(len(t.written.tokens) if config.norm == "tokens" else 1 for batch in batches for t in batch))
     for group in optimiser.param_groups:
         group["lr"] = lr
@@ -89,11 +89,19 @@ def _to_scores(group: Sequence[Attempt]) -> list[float | None]:
     ]
 
 
-def _to_batch(group: Sequence[Attempt], rewards: Sequence[float | None], config: GrpoConfig) -> list[_Text]:
-    texts = [text for attempt in group for text in attempt.texts]
-    known = [reward for reward in rewards if reward is not None]
-    advantages = group_advantages(known, by_std=config.by_std, std_floor=config.std_floor)
-    return [_Text(text, float(advantage)) for text, advantage in zip(texts, advantages, strict=True)]
+def _to_batch(group: Sequence[Attempt], config: GrpoConfig) -> list[_Text]:
+    """A text is compared with those of its own round: a second round's reward says little beside a first one's."""
+    rounds: dict[int, list[tuple[Written, float]]] = {}
+    for attempt in group:
+        for number, (text, reward) in enumerate(zip(attempt.texts, attempt.rewards, strict=True)):
+            assert reward is not None, "such groups are dropped"
+            rounds.setdefault(number if config.by_round else 0, []).append((text, reward))
+    batch = []
+    for texts in rounds.values():
+        rewards = [reward for _, reward in texts]
+        advantages = group_advantages(rewards, by_std=config.by_std, std_floor=config.std_floor)
+        batch += [_Text(text, float(advantage)) for (text, _), advantage in zip(texts, advantages, strict=True)]
+    return batch
 
 
 def _by_prompt(batch: Sequence[_Text]) -> list[list[_Text]]:
