@@ -19,30 +19,22 @@ from torafugu.cli.train_conductor import read_training
 from torafugu.envs.composed import composed_tasks
 from torafugu.errors import ConfigError
 from torafugu.grade import Task
-from torafugu.orchestrate.conductor import ConductorConfig
 from torafugu.pool import read_pool
 from torafugu.pool.home import home_pool_path
 from torafugu.pool.spec import PoolSpec, WorkerSpec
 from torafugu.train.conductor_config import ConductorTraining, GrpoConfig, TrlConfig, WarmStartConfig
 from torafugu.train.conductor_metrics import AlarmConfig
 from torafugu.train.conductor_model import LoraConfig
-from torafugu.train.conductor_rollout import CONDUCTOR, Question
+from torafugu.train.conductor_rollout import Question
 from torafugu.train.conductor_score import Text, open_scorer, score_texts
 from torafugu.train.conductor_trl import deepspeed_table, drop_groups, grpo_arguments, train_with_trl
 from torafugu.train.demonstrations import render_question
 
 CONFIGS = Path(__file__).parents[1] / "src" / "torafugu" / "train" / "configs"
 WORKERS = ("exact-math", "text-ops", "hasty")
-BRIEF = ConductorConfig(
-    worker=CONDUCTOR,
-    prompt="brief",
-    names=True,
-    attempts=1,
-    on_error="fail",
-    recursion=False,
-    max_output_tokens=96,
-)
-CONFIG = ConductorTraining(model="nowhere", conductor=BRIEF)
+CONFIG = ConductorTraining(model="nowhere")
+BRIEF = replace(CONFIG.conductor, max_output_tokens=96)
+CONFIG = replace(CONFIG, conductor=BRIEF)
 needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs torafugu[train]")
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torafugu.cli import main
+from commands import Fugu, Said
 from torafugu.cli.jsonc import parse, put_members, take_member
 
 CLIENTS = ("codex", "claude-code", "opencode", "aider")
@@ -26,13 +26,6 @@ AIDER, SETTINGS, METADATA = ".aider.conf.yml", ".aider.model.settings.yml", ".ai
 
 
 @dataclass(frozen=True)
-class Said:
-    status: int
-    out: str
-    err: str
-
-
-@dataclass(frozen=True)
 class Home:
     """A home folder of its own, and the command run in it."""
 
@@ -40,12 +33,7 @@ class Home:
     capture: pytest.CaptureFixture[str]
 
     def fugu(self, *arguments: str) -> Said:
-        self.capture.readouterr()
-        try:
-            status = main(["connect", *arguments])
-        except SystemExit as stop:  # argparse
-            status = int(stop.code or 0)
-        return Said(status, *self.capture.readouterr())
+        return Fugu(self.capture)("connect", *arguments)
 
     def write(self, name: str, content: str) -> Path:
         path = self.path / name

@@ -51,6 +51,7 @@ __all__ = [
     "LACKS",
     "Installation",
     "Opened",
+    "check_conductor",
     "choose_called",
     "local_makers",
     "open_installation",
@@ -236,7 +237,7 @@ async def open_installation(installation: Installation) -> AsyncIterator[Opened]
         if installation.conductor is not None:
             tool_users = frozenset(id for id, spec in pool.specs.items() if spec.tools)
             policies["fugu-ultra"] = Conductor(installation.conductor, models, tool_users=tool_users)
-            warnings += _check_conductor(installation.conductor, models, cards)
+            warnings += check_conductor(installation.conductor, models, cards)
         if installation.panel is not None:
             policies["fugu-panel"] = Panel(installation.panel, models)
         if not policies:
@@ -260,13 +261,14 @@ def choose_called(config: ConductorConfig, workers: Iterable[str], trained: Coll
     return replace(config, workers=called or None)
 
 
-def _check_conductor(
+def check_conductor(
     config: ConductorConfig, models: Mapping[str, str], cards: Mapping[str, ConductorCard]
 ) -> list[str]:
+    """What is to be said where it was not trained for those it may call. `models`: of the pool, by worker id."""
     card = cards.get(config.worker)
     if card is None:
         return []
-    called = {id: models[id] for id in config.workers or models if id != config.worker}
+    called = {id: models[id] for id in config.workers or models if id in models and id != config.worker}
     said = say_unknown(config.worker, card, called)
     return [] if said is None else [said]
 

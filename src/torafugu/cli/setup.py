@@ -9,14 +9,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..conductors import HOME_CONDUCTOR, find_card, find_cards, find_folder, say_unknown
+from ..conductors import HOME_CONDUCTOR, find_card, find_cards, find_folder
 from ..errors import ConfigError, FuguError
 from ..pool.discover import discover, render_pool_toml
 from ..pool.home import home_pool_path
 from ..pool.prices import resolve_price
 from ..pool.spec import PoolSpec
 from .console import err, out
-from .installation import LACKS, Installation, choose_called, open_installation
+from .installation import LACKS, Installation, check_conductor, choose_called, open_installation
 from .serve import add_installation_arguments, installation_from
 
 __all__ = ["HOME_INSTALLATION", "add_parsers", "home_pool"]
@@ -212,13 +212,11 @@ def _diagnose_conductor(installation: Installation, spec: PoolSpec) -> Iterator[
     yield True, f"conductor {config.worker!r}: {card.short_hash}, trained for {trained}; it only conducts"
     models = {worker.id: worker.model for worker in spec.worker}
     try:
-        config = choose_called(config, models, find_cards(spec, installation.pool_folder))
+        cards = find_cards(spec, installation.pool_folder)
     except FuguError as error:  # of another conductor in the pool
         yield False, error.message
         return
-    called = {id: models[id] for id in config.workers or models if id in models and id != config.worker}
-    said = say_unknown(config.worker, card, called)
-    if said is not None:
+    for said in check_conductor(choose_called(config, models, cards), models, cards):
         yield False, said
 
 
