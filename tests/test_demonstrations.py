@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -19,9 +20,9 @@ from torafugu.pool.skills.composed import COMPOSED
 from torafugu.pool.skills.plain import drop_format
 from torafugu.train.conductor_config import ConductorTraining, WarmStartConfig
 from torafugu.train.conductor_rollout import CONDUCTOR, Question
-from torafugu.train.demonstrations import make_demonstration, render_question
+from torafugu.train.demonstrations import make_demonstration, render_question, show_plainly
 from torafugu.train.questions import draw_question
-from torafugu.train.warm_start import Pair, draw_pairs, read_pairs, scale_lr
+from torafugu.train.warm_start import Pair, draw_pairs, read_pairs, scale_lr, write_pairs
 
 HOME = ("exact-math", "text-ops", "facts", "generalist", "hasty")
 BRIEF = ConductorTraining(warm_start=WarmStartConfig(steps=1)).conductor
@@ -72,6 +73,21 @@ def test_all_are_valid(config: ConductorConfig) -> None:
         seen.add(wording_of(task))
     assert 0.7 < marked / len(TASKS) < 0.9  # the others do not say how the answer is to be marked, as people do not
     assert seen == {(family, i) for family, composed in COMPOSED.items() for i in range(len(composed.wordings))}
+
+
+def test_own_questions_are_shown_as_they_are() -> None:
+    """Only of generated questions the sentence on the form of the answer is left out, and the lines made one: in a
+    task of one's own both may matter."""
+    own = Task(id="own-1", family="f", category="", dataset="", prompt="", gold="", split="train")
+    for prompt, shown in (
+        ("Sort:\n\tb\n\ta\n\nPut it between <answer> and </answer>.", 1),
+        (TASKS[0].prompt, 2),
+    ):
+        question, rng = (
+            Question(task=msgspec.structs.replace(own, prompt=prompt), workers=HOME),
+            np.random.default_rng(0),
+        )
+        assert len({show_plainly(question, rng).task.prompt for _ in range(100)}) == shown
 
 
 def test_no_worker_is_favoured() -> None:
@@ -184,6 +200,14 @@ def test_own_pairs(tmp_path: Path) -> None:
         tmp_path / "d.jsonl", {"prompt": "p\n", "completion": " c"}, "", {"prompt": "", "completion": "é"}
     )
     assert read_pairs(path) == [Pair(prompt="p\n", reply=" c"), Pair(prompt="", reply="é")]
+
+
+def test_written_pairs(tmp_path: Path) -> None:
+    """What is written is read as it was, and nothing else is left beside it."""
+    pairs = [Pair(prompt="a\nb\n", reply='["é", \u2028]'), Pair(prompt="", reply=" ")]
+    write_pairs(tmp_path / "d.jsonl", pairs)
+    assert read_pairs(tmp_path / "d.jsonl") == pairs
+    assert [path.name for path in tmp_path.iterdir()] == ["d.jsonl"]
 
 
 @pytest.mark.parametrize(

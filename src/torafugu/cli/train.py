@@ -20,6 +20,7 @@ from ..pool.spec import NETWORK_DIALECTS, PoolSpec
 from .console import Stages, err, out, percent, print_table, usd
 from .installation import Installation, local_makers
 from .train_conductor import add_options as add_conductor_options
+from .train_demonstrations import add_options as add_demonstrations_options
 
 if TYPE_CHECKING:
     from ..train.coordinator import CoordinatorConfig
@@ -107,6 +108,14 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "run, graders score; the splits `train` and `validation` are used. Run again, it goes on where it stopped.",
     )
     add_conductor_options(conductor)
+    demonstrations = kinds.add_parser(
+        "demonstrations",
+        help="what a trained conductor can show another one: its workflows that came out right",
+        description="Let a trained conductor write a workflow for each question, for a random part of the pool in "
+        "random order; execute it, and keep it if the answer was right. Other conductors are warm-started with the "
+        "file (`warm_start.demonstrations`). Uses the split `train`.",
+    )
+    add_demonstrations_options(demonstrations)
     add = kinds.add_parser(
         "add",
         help="add workers to a trained `fugu-trinity` from a short profile",

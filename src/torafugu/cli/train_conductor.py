@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..train.conductor import MakeFleet, TrainedConductor
     from ..train.conductor_config import ConductorTraining
 
-__all__ = ["add_options", "read_training"]
+__all__ = ["add_options", "estimate_episodes", "read_training"]
 
 USUAL_CONFIG = "conductor-tiny"
 _MEASURES = ("reward/mean", "accuracy", "valid", "accuracy_if_valid", "steps/mean", "cost_usd/mean")
@@ -148,13 +149,20 @@ def _choose_fleet(args: argparse.Namespace) -> MakeFleet:
 
 
 def estimate_training(config: ConductorTraining, tasks: list[Task], spec: PoolSpec) -> LiveEstimate:
-    """Of all episodes: three calls of a worker in the typical case, as many as a workflow may have at most."""
+    """Of all episodes, held-out ones included."""
+    grpo = config.grpo
+    episodes = grpo.steps * grpo.questions * grpo.attempts + (grpo.steps // grpo.eval_every + 2) * config.validate
+    return estimate_episodes(episodes, tasks, spec, effort=config.effort)
+
+
+def estimate_episodes(episodes: int, tasks: Sequence[Task], spec: PoolSpec, *, effort: str) -> LiveEstimate:
+    """Of a conductor: three calls of a worker in the typical case, as many as a workflow may have at most."""
     from ..orchestrate.conductor import EFFORTS
 
-    effort, grpo = EFFORTS[config.effort], config.grpo
+    limits = EFFORTS[effort]
     workers = tuple(worker.id for worker in spec.worker)
     calls = Calls(
-        workers=workers, typical=min(3, effort.steps), most=effort.steps * effort.rounds, extra_input_tokens=300
+        workers=workers, typical=min(3, limits.steps), most=limits.steps * limits.rounds, extra_input_tokens=300
     )
     one = estimate_live(
         [(task, [calls]) for task in tasks[:100]],
@@ -162,7 +170,6 @@ def estimate_training(config: ConductorTraining, tasks: list[Task], spec: PoolSp
         price_of=lambda worker: resolve_price(next(w for w in spec.worker if w.id == worker)),
         usd_per_run=None,
     )
-    episodes = grpo.steps * grpo.questions * grpo.attempts + (grpo.steps // grpo.eval_every + 2) * config.validate
 
     def scale(value: Decimal | None) -> Decimal | None:
         return None if value is None else value * episodes / min(100, len(tasks))

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from ..errors import ConfigError, ModelError, StoreError
 from ..types import Json, Value
 
-__all__ = ["Checkpoints", "Resumed", "State"]
+__all__ = ["Checkpoints", "Resumed", "State", "write_whole"]
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +119,8 @@ class Checkpoints:
             )
             # never a number that exists: its arrays would be replaced first, under the JSON of before
             path = self.folder / f"{max(self._numbers(), default=0) + 1:06}.json"
-            _write_whole(path.with_suffix(".npz"), packed)
-            _write_whole(path, _seal(body))
+            write_whole(path.with_suffix(".npz"), packed)
+            write_whole(path, _seal(body))
             self._remove_old()
         except OSError as error:
             raise StoreError(f"{self.folder}: generation {generation} was not saved: {error}") from error
@@ -325,7 +325,8 @@ def _make_folder(folder: Path) -> None:
         _force_to_disk(folder.parent)
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Whole or not at all, and on the disk."""
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("wb") as file:

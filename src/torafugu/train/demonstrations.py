@@ -24,7 +24,7 @@ from ..pool.skills.plain import drop_format
 from ..types import Message, Sampling
 from .conductor_rollout import CONDUCTOR, Question
 
-__all__ = ["Demonstration", "make_demonstration", "render_question"]
+__all__ = ["Demonstration", "make_demonstration", "render_question", "show_plainly"]
 
 
 _PLAIN_SHARE = 0.2
@@ -71,9 +71,7 @@ def make_demonstration(
     gold = find_workflow(question.task.prompt)
     if gold is None:
         raise ConfigError(f"task {question.task.id!r}: no workflow is known for it: expected tasks of home-multi")
-    if rng.random() < _PLAIN_SHARE:
-        plain = msgspec.structs.replace(question.task, prompt=drop_format(question.task.prompt))
-        question = replace(question, task=plain)
+    question = show_plainly(question, rng)
     offered = {worker: number for number, worker in enumerate(question.workers)}
     workers = []
     for right in gold.workers:
@@ -84,6 +82,14 @@ def make_demonstration(
         messages=render_question(question, config, effort=effort),
         text=write_plan(gold, workers, question, config),
     )
+
+
+def show_plainly(question: Question, rng: np.random.Generator) -> Question:
+    """A fifth of the generated questions in one line, without the sentence on the form of the answer. What a task of
+    one's own says of that form is its own: it stays as it is."""
+    if rng.random() >= _PLAIN_SHARE or find_workflow(question.task.prompt) is None:
+        return question
+    return replace(question, task=msgspec.structs.replace(question.task, prompt=drop_format(question.task.prompt)))
 
 
 def _draw_wanted(luck: float, right: str, gold_share: float, favourites: Mapping[str, float]) -> str | None:

@@ -39,8 +39,8 @@ class QuestionSource:
         """`sizes`, `weights`: as in `ConductorTraining`; `held_out`: how many are measured on.
 
         Raises:
-            ConfigError: there are no tasks of a split, or of a family with a weight, or fewer workers than a question
-                is to be offered.
+            ConfigError: there are no tasks of a split (of `validation` only where some are measured on), or of a
+                family with a weight, or fewer workers than a question is to be offered.
         """
         self.workers = tuple(workers)
         if sizes and max(sizes) > len(self.workers):
@@ -53,7 +53,7 @@ class QuestionSource:
                 "config's weights are for other tasks: leave them out"
             )
         self._weights = np.array([weights.get(family, 1.0) for family in self._by_family])
-        by_turns = _take_turns(list(_by_family(tasks, "validation").values()))
+        by_turns = _take_turns(list(_by_family(tasks, "validation").values())) if held_out else []
         self.held_out = [Question(task=task, workers=self.workers) for task in by_turns[:held_out]]
 
     @property

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..orchestrate.conductor import ConductorConfig
+from .checkpoint import write_whole
 from .conductor_config import WarmStartConfig
 from .conductor_model import ConductorModel, render_bare
 from .conductor_rollout import Question
@@ -27,7 +28,7 @@ from .demonstrations import make_demonstration
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Pair", "draw_pairs", "form_loss", "make_form_mask", "read_pairs", "scale_lr", "warm_step"]
+__all__ = ["Pair", "draw_pairs", "form_loss", "make_form_mask", "read_pairs", "scale_lr", "warm_step", "write_pairs"]
 
 _WORKERS = re.compile(r'model_id"?:\s*\[([^\]]*)\]')
 _WORKER = re.compile(r'"(?P<name>[^"]+)"|(?P<number>\d+)')
@@ -90,6 +91,12 @@ def read_pairs(path: Path) -> list[Pair]:
     if not pairs:
         raise ConfigError(f"{path}: no demonstrations in it")
     return pairs
+
+
+def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+    """As `read_pairs` reads them; the file is written whole or not at all."""
+    lines = (json.dumps({"prompt": pair.prompt, "completion": pair.reply}) for pair in pairs)
+    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def scale_lr(step: int, steps: int, warmup: int, *, floor: float = 0.05) -> float:
