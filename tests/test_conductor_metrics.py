@@ -28,6 +28,7 @@ def attempt(
     steps: int | None = None,
     texts: tuple[Written, ...] = (make_text(),),
     cost_usd: float | None = 0.01,
+    scores: tuple[float, ...] | None = None,
     **faults: Any,
 ) -> Attempt:
     """`plans`: their workers, one letter each."""
@@ -46,6 +47,8 @@ def attempt(
         episode=Episode(task="t", score=score, **faults),
         texts=texts,
         rewards=(reward,) * len(texts),
+        before=(0.0,) * len(texts),
+        scores=(score,) * len(plans) if scores is None else scores,
         plans=tuple(Plan(steps=tuple(Step(id=i, worker=w) for i, w in enumerate(plan))) for plan in plans),
         cost_usd=cost_usd,
     )
@@ -124,6 +127,29 @@ def test_rounds_count_each_workers_call() -> None:
     """Of several rounds every workflow's calls count, and the last one's steps."""
     row = describe_attempts([attempt(1.0, 1.0, "aa", "bbb")])
     assert (row["steps/mean"], row["share/a"], row["share/b"]) == (3, 0.4, 0.6)
+
+
+def test_what_later_rounds_did() -> None:
+    """Mended is a share of what the first round had wrong, kept of what it had right; with one text each there is
+    nothing to be told."""
+    two = (make_text(), make_text())
+    row = describe_attempts(
+        [
+            attempt(1.0, 1.0, "a", texts=two),  # right, and let stand
+            attempt(0.0, 0.5, "a", "b", texts=two, scores=(1.0, 0.0)),  # broken
+            attempt(1.0, 1.0, "a", "b", texts=two, scores=(0.0, 1.0)),  # mended
+            attempt(0.0, 0.5, "a", texts=two),  # wrong, and let stand
+            attempt(0.0, 0.5, "a"),  # was never asked again
+        ]
+    )
+    told = {key: value for key, value in row.items() if key.startswith("rounds/")}
+    assert told == {
+        "rounds/first_accuracy": 0.5,
+        "rounds/planned_again": 0.5,
+        "rounds/mended": 0.5,
+        "rounds/kept": 0.5,
+    }
+    assert not any(key.startswith("rounds/") for key in describe_attempts([attempt(1.0, 1.0, "a")]))
 
 
 # --- alarms ---

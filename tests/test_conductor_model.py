@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -320,13 +321,21 @@ def write_text(model: ConductorModel, prompt: list[int], tokens: list[int]) -> W
     )
 
 
-def make_attempt(rewards: Sequence[float | None], *texts: Written, is_valid: bool = False) -> Attempt:
+def make_attempt(
+    rewards: Sequence[float | None],
+    *texts: Written,
+    is_valid: bool = False,
+    before: Sequence[float] | None = None,
+    scores: Sequence[float] = (0.0,),
+) -> Attempt:
     task = Task(id="t", family="f", category="", dataset="", prompt="?", gold="", split="train")
     return Attempt(
-        question=Question(task=task, workers=("a",)),
+        question=Question(task=task, workers=("a", "b")),
         episode=Episode(task="t", score=0.0),
         texts=texts,
         rewards=tuple(rewards),
+        before=(0.0,) * len(texts) if before is None else tuple(before),
+        scores=tuple(scores) * is_valid,
         plans=(Plan(steps=(Step(id=0, worker="a"),)),) * is_valid,
         cost_usd=None,
     )
@@ -366,6 +375,69 @@ def test_step_by_hand(norm: Any, by_round: bool, first: tuple[float, float, floa
     assert told["grad_norm"] == pytest.approx(
         float(torch.cat([p.grad.flatten() for _, p in twin.trainable]).norm()), rel=1e-3
     )
+
+
+def test_later_rounds_count_what_they_added() -> None:
+    """A second text that let a good result stand is no better than one that let a bad one stand; one that mended a bad
+    result is. Without rounds apart, rewards count as they are."""
+    moved = {}
+    other = [9, 8, 7]
+    one, two, three = COMPLETIONS
+    for by_round in (True, False):
+        model = make_small()
+        first = write_text(model, PROMPT, one)
+        kept = make_attempt(
+            [1.0, 1.0], first, write_text(model, other, two), before=[0.0, 1.0], scores=[1], is_valid=True
+        )
+        mended = make_attempt(
+            [1.0, 1.0], first, write_text(model, other, three), before=[0.0, 0.5], scores=[0, 1], is_valid=True
+        )
+        optimiser = torch.optim.SGD(model.model.parameters(), lr=1.0)
+        told = learn(model, optimiser, [[kept, mended]], GrpoConfig(by_round=by_round, filter="score"), lr=0.01)
+        assert told["groups/kept"] == 1  # what they came to in the end is the same, the way there is not
+        with torch.no_grad():
+            new = model.logprobs(other, [two, three])[0].sum(1) - torch.tensor(
+                [float(attempt.texts[1].logprobs.sum()) for attempt in (kept, mended)]
+            )
+        moved[by_round] = new.tolist()
+    assert moved[False] == pytest.approx([0, 0], abs=1e-5)
+    assert moved[True][0] < -1e-3 < 1e-3 < moved[True][1]
+
+
+WHO_DOES = 'subtasks: ["x", "y"]\nmodel_id: ["%s", "%s"]\naccess_list: [[], [0]]'
+
+
+def test_baseline_of_workers() -> None:
+    """With the whole baseline, a worker that is better on the whole is not called more for it; one that is better here
+    than elsewhere is. Tokens that name nobody are learnt as without."""
+    model = make_small()
+    prompts = [model.encode_text("models: a, b, here\n"), model.encode_text("models: a, b, there\n")]
+    texts = [WHO_DOES % ("a", "a"), WHO_DOES % ("b", "b")]
+    groups = [
+        [
+            make_attempt(
+                [reward], replace(write_text(model, prompt, model.encode_reply(text)), text=text), is_valid=True
+            )
+            for text, reward in zip(texts, rewards, strict=True)
+        ]
+        for prompt, rewards in zip(prompts, [(1.0, 0.5), (0.75, 0.75 - 1e-3)], strict=True)
+    ]
+    config = GrpoConfig(by_std=False, worker_baseline=1.0, max_grad_norm=1e9)
+    twin = make_small()
+    learn(model, torch.optim.SGD(model.model.parameters(), lr=1.0), groups, config, lr=0.1)
+    advantages = {0: (0.25, -0.25), 1: (0.0005, -0.0005)}
+    baselines = {"a": (0.25 + 0.0005) / 2, "b": -(0.25 + 0.0005) / 2}
+    replies = [twin.encode_reply(text) for text in texts]
+    total = sum(map(len, replies)) * 2
+    for number, prompt in enumerate(prompts):
+        for worker, text, reply, advantage in zip("ab", texts, replies, advantages[number], strict=True):
+            (row,), _ = twin.logprobs(prompt, [reply])
+            is_form = torch.tensor(make_form_mask(twin, text))
+            assert (~is_form).sum() == 2
+            worth = torch.where(is_form, advantage, advantage - baselines[worker])
+            (-(worth * row).sum() / total).backward()
+    for (name, new), (_, old) in zip(model.trainable, twin.trainable, strict=True):
+        torch.testing.assert_close(new, old - 0.1 * old.grad, atol=1e-6, rtol=1e-4, msg=name)
 
 
 def test_nothing_to_learn_from() -> None:

@@ -231,21 +231,24 @@ def test_price_of_a_worker_is_not_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "rewards"),
+    ("texts", "rewards", "scores"),
     [
-        ([TO_B, TO_A], (0.625, 1.0)),  # 0.75 * 0.5 + 0.25 * 1
-        ([TO_A, TO_B], (0.875, 0.5)),
-        ([TO_A, RETURN], (1.0, 1.0)),
-        ([TO_B, RETURN], (0.5, 0.5)),
-        ([TO_A, "garbage"], (1.0, 0.0)),
-        (["garbage", TO_A], (0.0,)),
+        ([TO_B, TO_A], (0.625, 1.0), (0, 1)),  # 0.75 * 0.5 + 0.25 * 1
+        ([TO_A, TO_B], (0.875, 0.5), (1, 0)),
+        ([TO_A, RETURN], (1.0, 1.0), (1,)),
+        ([TO_B, RETURN], (0.5, 0.5), (0,)),
+        ([TO_A, "garbage"], (1.0, 0.0), (1,)),
+        (["garbage", TO_A], (0.0,), ()),
     ],
 )
-def test_credit_of_rounds(texts: list[str], rewards: tuple[float, ...]) -> None:
+def test_credit_of_rounds(texts: list[str], rewards: tuple[float, ...], scores: tuple[float, ...]) -> None:
     """A round is credited with a share of what the next made of it; returning a result is worth what it is worth, and a
-    later text that is no workflow nothing, though the run answers with the result."""
+    later text that is no workflow nothing, though the run answers with the result. What a text had before it is what
+    the workflow before it came to, without a share of anything."""
     (attempt,) = play(right_and_wrong(), Told(by_question({"q": texts})), [(make_question(), 0)], TWO_ROUNDS)
     assert attempt.rewards == rewards
+    assert attempt.scores == scores
+    assert attempt.before == (0.0, 0.5 + 0.5 * scores[0])[: len(rewards)] if scores else (0.0,)
     assert len(attempt.texts) == len(rewards)
 
 

@@ -62,7 +62,7 @@ def test_all_are_valid(config: ConductorConfig) -> None:
     seen, marked = set(), 0
     for task in TASKS:
         question = draw_question(task, HOME, rng, sizes=(1, 3, 5))
-        shown = make_demonstration(question, config, rng)
+        shown = make_demonstration(show_plainly(question, rng), config, rng)
         workflow, gold = parse(shown.text, question, config), find_workflow(task.prompt)
         assert gold is not None
         assert tuple(step.subtask for step in workflow.steps) == gold.subtasks

@@ -116,7 +116,7 @@ def loss_of(ratios: list[list[float]], advantages: list[float], mask: list[list[
     loss = policy_loss(
         new,
         old,
-        torch.tensor(advantages, dtype=torch.float64),
+        torch.tensor(advantages, dtype=torch.float64)[:, None],
         torch.tensor(mask, dtype=torch.float64),
         **(CLIPS | settings),
     )

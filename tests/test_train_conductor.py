@@ -396,6 +396,9 @@ def test_refusals(short: ConductorTraining, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["taxes.txt"]
 
 
+AGAIN = replace(CONFIG.conductor, again=1)
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -408,6 +411,13 @@ def test_refusals(short: ConductorTraining, tmp_path: Path) -> None:
         ({"weights": {"day_alone": float("nan")}}, "weights"),
         ({"trainer": "trl", "grpo": GrpoConfig(focus=0.5)}, "only the trainer"),
         ({"trainer": "trl", "grpo": GrpoConfig(form_batch=1)}, "only the trainer"),
+        ({"trainer": "trl", "grpo": GrpoConfig(worker_baseline=1.0)}, "grpo.worker_baseline: only the trainer"),
+        (
+            {"trainer": "trl", "effort": "max", "conductor": AGAIN, "warm_start": WarmStartConfig(steps=1, rounds=0.1)},
+            "warm_start.rounds: only the trainer",
+        ),
+        ({"warm_start": WarmStartConfig(steps=1, rounds=0.5)}, "no second rounds"),
+        ({"warm_start": WarmStartConfig(steps=1, rounds=0.5), "effort": "xhigh"}, "no second rounds"),
     ],
 )
 def test_config_makes_sense(change: dict[str, Any], match: str) -> None:
@@ -427,6 +437,7 @@ def test_config_makes_sense(change: dict[str, Any], match: str) -> None:
         {"std_floor": -0.1},
         {"focus": 1.1},
         {"form_batch": -1},
+        {"worker_baseline": 1.5},
     ],
 )
 def test_grpo_makes_sense(setting: dict[str, Any]) -> None:

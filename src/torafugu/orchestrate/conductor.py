@@ -24,6 +24,7 @@ from .conductor_prompts import (
     Left,
     Offer,
     render_brief,
+    render_brief_round,
     render_conductor,
     render_fault,
     render_replan,
@@ -373,12 +374,12 @@ class Conductor:
             return Answer(step=last.id)
         if is_last_round:
             return Answer(step=last.id, stopped_by="budget:depth")
-        told = render_round(
-            run.replies[last.id].text,
-            others=[(i, run.replies[s.id].text) for i, s in enumerate(done.steps[:-1]) if s.id in (shows or ())],
-            offer=self._offer(run, effort, at),
-            plan=self._format(run, effort, at),
-            left=_left(run, effort, at),
+        result, offer, plan = run.replies[last.id].text, self._offer(run, effort, at), self._format(run, effort, at)
+        others = [(i, run.replies[s.id].text) for i, s in enumerate(done.steps[:-1]) if s.id in (shows or ())]
+        told = (
+            render_brief_round(result, others=others, offer=offer, plan=plan)
+            if self._config.prompt == "brief"
+            else render_round(result, others=others, offer=offer, plan=plan, left=_left(run, effort, at))
         )
         return self._ask(run, effort, at, before=asked, told=told)
 

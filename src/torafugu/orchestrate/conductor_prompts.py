@@ -20,6 +20,7 @@ __all__ = [
     "Left",
     "Offer",
     "render_brief",
+    "render_brief_round",
     "render_conductor",
     "render_fault",
     "render_replan",
@@ -145,14 +146,17 @@ def render_conductor(
 def render_brief(messages: Sequence[Message], *, offer: Offer, plan: PlanFormat) -> tuple[Message, ...]:
     """The first call of a run, to a conductor that was trained on this form: every word of it costs one that computes
     on a CPU. A conversation of one message stands as it is."""
+    is_plain = len(messages) == 1 and messages[0].role == "user" and isinstance(messages[0].content, str)
+    quoted: list[Part | str] = [messages[0].text] if is_plain else quote_conversation(messages)
+    return (Message(role="user", content=merge_texts([*_render_brief_rules(offer, plan), *quoted])),)
+
+
+def _render_brief_rules(offer: Offer, plan: PlanFormat) -> list[str]:
     labels = offer.labels or ("",) * len(offer.workers)
     models = [label or str(i) for i, label in enumerate(labels) if i not in offer.masked]
     if offer.itself is not None:
         models.append(f"{offer.itself} is you")
-    is_plain = len(messages) == 1 and messages[0].role == "user" and isinstance(messages[0].content, str)
-    quoted: list[Part | str] = [messages[0].text] if is_plain else quote_conversation(messages)
-    content = merge_texts([f"models: {', '.join(models)}", f"steps: {plan.max_steps}", *quoted])
-    return (Message(role="user", content=content),)
+    return [f"models: {', '.join(models)}", f"steps: {plan.max_steps}"]
 
 
 def render_fault(fault: str) -> Message:
@@ -171,6 +175,15 @@ def render_round(
         others=shown, result=_cut(result), max_steps=plan.max_steps, recursion=recursion, left=_sentence(left)
     )
     return Message(role="user", content=text)
+
+
+def render_brief_round(
+    result: str, *, others: Sequence[tuple[int, str]] = (), offer: Offer, plan: PlanFormat
+) -> Message:
+    """The same, to a conductor that was trained on this form. Three empty lists let the result stand here as well."""
+    shown = [f"result of step {at}: {_cut(reply)}" for at, reply in others]
+    rules = _render_brief_rules(offer, plan)
+    return Message(role="user", content="\n".join([*rules, *shown, f"result: {_cut(result)}"]))
 
 
 def render_replan(happened: Sequence[Happened], *, gone: Sequence[int], plan: PlanFormat, left: Left) -> Message:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..cluster.fleet import Fleet, in_process, take_results
-from ..conductors import write_conductor_card
+from ..conductors import find_folder, write_conductor_card
 from ..envs.composed import find_workflow
 from ..errors import ConfigError
 from ..eval.report import Reporter
@@ -46,7 +46,8 @@ from .conductor_model import ConductorModel, check_installed, load_model, make_m
 from .conductor_player import Job, PlayerSetup, play_singles
 from .conductor_rollout import Attempt, Question
 from .questions import QuestionSource
-from .warm_start import Pair, draw_pairs, make_form_mask, read_pairs, scale_lr, warm_step
+from .second_rounds import SecondRounds
+from .warm_start import Pair, draw_pairs, make_form_mask, read_pairs, scale_lr, to_pair, warm_step
 
 if TYPE_CHECKING:
     import torch
@@ -123,6 +124,9 @@ class _Run:
         self.demonstrations = None if own is None else read_pairs(own)
         if self.demonstrations is None and (config.warm_start.steps or config.grpo.form_batch):
             _check_workflows_are_known(self.questions.examples)
+        self.second_rounds = SecondRounds(
+            pool=pool, pool_folder=pool_folder, conductor=config.conductor, effort=config.effort
+        )
         self.model = self._make_model()
         if self.demonstrations is not None and config.grpo.form_batch:
             _check_workers_are_found(self.model, self.demonstrations)
@@ -134,9 +138,12 @@ class _Run:
     def _make_model(self) -> ConductorModel:
         config = self.config
         if config.model is not None:
-            adapter = None if config.adapter is None else Path(config.adapter)
             return load_model(
-                Path(config.model), lora=config.lora, adapter=adapter, seed=config.seed, dtype=config.dtype
+                find_folder(config.model, Path()),
+                lora=config.lora,
+                adapter=None if config.adapter is None else Path(config.adapter),
+                seed=config.seed,
+                dtype=config.dtype,
             )
         pairs = self._draw_pairs(_TOKENISER_TEXTS, np.random.default_rng([config.seed, _TOKENISER]))
         tokeniser = train_tokeniser((pair.prompt + pair.reply for pair in pairs), config.size.vocabulary)
@@ -285,7 +292,16 @@ class _Run:
         if self.demonstrations is not None:
             return [self.demonstrations[int(i)] for i in rng.integers(len(self.demonstrations), size=n)]
         config, questions = self.config, self.questions.draw(n, rng)
-        return draw_pairs(questions, config.conductor, rng, effort=config.effort, warm=config.warm_start)
+        warm = config.warm_start
+        if not warm.rounds:
+            return draw_pairs(questions, config.conductor, rng, effort=config.effort, warm=warm)
+        of_second = rng.random(n) < warm.rounds
+        firsts = [question for question, is_second in zip(questions, of_second, strict=True) if not is_second]
+        seconds = [question for question, is_second in zip(questions, of_second, strict=True) if is_second]
+        return [
+            *draw_pairs(firsts, config.conductor, rng, effort=config.effort, warm=warm),
+            *map(to_pair, self.second_rounds.demonstrate(seconds, rng, warm=warm)),
+        ]
 
     def _write_served(self, name: str) -> None:
         write_served(self.out / name, self.model, self.player.graph)

@@ -35,6 +35,9 @@ class WarmStartConfig:
     did not learn by reward to look at the subtask (docs/log.md)."""
     favourites: Mapping[str, float] = field(default_factory=dict)
     """Share of steps by worker, whatever they ask for. All others are by lot."""
+    rounds: float = 0.0
+    """Share of the demonstrations that are second rounds: a first workflow is executed, and either its result stands or
+    another workflow follows."""
     demonstrations: Path | None = None
     """One's own, instead of generated ones: a line {"prompt": ..., "completion": ...} for each."""
 
@@ -45,6 +48,10 @@ class WarmStartConfig:
         shares = (self.gold_share, *self.favourites.values())
         if min(shares) < 0 or sum(shares) > 1:
             raise ConfigError(f"gold_share {self.gold_share}, favourites {dict(self.favourites)!r}: expected shares")
+        if not 0 <= self.rounds <= 1:
+            raise ConfigError(f"rounds {self.rounds}: expected a share in 0..1")
+        if self.rounds and self.demonstrations is not None:
+            raise ConfigError("rounds, demonstrations: expected one of them: those of a file are taken as they are")
         if self.steps < 0 or self.lr <= 0 or self.warmup < 0:
             raise ConfigError(f"steps {self.steps}, lr {self.lr}, warmup {self.warmup}: expected 0 or more, lr above 0")
 
@@ -68,7 +75,8 @@ class GrpoConfig:
     by_std: bool = True
     """Advantages are divided by the group's standard deviation."""
     by_round: bool = True
-    """With rounds of recursion each text is compared with those of its own round, not with all."""
+    """With rounds of recursion each text is compared with those of its own round, by what it added to the result that
+    it was shown, not with all texts by their rewards."""
     std_floor: float = 0.0
     """By this at least: with prices in the reward, groups that differ in nothing else would count as much as others."""
     filter: Literal["reward", "score"] = "reward"
@@ -76,6 +84,9 @@ class GrpoConfig:
     nearly all groups differ. Where nobody was right, prices teach no more than to be cheap."""
     entropy: float = 0.0
     """Bonus for each token's entropy in nats, so that workers that were seldom right at first are still tried."""
+    worker_baseline: float = 0.0
+    """How much of a worker's mean advantage over all its steps of the batch is taken off where it is named. With 1 no
+    worker is called more for being better on the whole, only for being better at a subtask than at others."""
     form_batch: int = 0
     """Demonstrations in each step, learnt from except for whom they call; their supervised loss is added with weight 1
     (as PPO-ptx does, arXiv 2203.02155). Reward keeps nothing of the form where all attempts fail alike."""
@@ -100,6 +111,8 @@ class GrpoConfig:
             raise ConfigError("grpo: expected steps of 0 or more, lr and temperature above 0")
         if self.std_floor < 0 or self.entropy < 0:
             raise ConfigError(f"std_floor {self.std_floor}, entropy {self.entropy}: expected 0 or more")
+        if not 0 <= self.worker_baseline <= 1:
+            raise ConfigError(f"worker_baseline {self.worker_baseline}: expected a share in 0..1")
         if self.form_batch < 0 or not 0 <= self.focus <= 1:
             raise ConfigError(f"form_batch {self.form_batch}, focus {self.focus}: expected 0 or more, a share in 0..1")
         if not (0 < self.clip_low < 1 and self.clip_high > 0 and 0 <= self.warmup < 1):
@@ -158,6 +171,10 @@ def _brief_conductor() -> ConductorConfig:
     )
 
 
+def _rounds(effort: str, conductor: ConductorConfig) -> int:
+    return EFFORTS[effort].rounds if conductor.again or conductor.recursion else 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConductorTraining:
     """One run."""
@@ -166,8 +183,8 @@ class ConductorTraining:
     trainer: Literal["own", "trl"] = "own"
     """`own`: the short loop of this package, for CPUs; `trl`: TRL's GRPOTrainer, for GPUs."""
     model: str | None = None
-    """A llama to begin with: a folder, or a GGUF file; for `trl` any causal language model, or a name on the hub. None:
-    from nothing."""
+    """A llama to begin with: a folder, a GGUF file, or `shipped:home`; for `trl` any causal language model, or a name
+    on the hub. None: from nothing."""
     revision: str | None = None
     """Commit of a model of the hub."""
     size: LlamaSize = field(default_factory=LlamaSize)
@@ -212,11 +229,22 @@ class ConductorTraining:
             raise ConfigError(f"adapter {self.adapter!r}: expected a table `lora` beside it")
         if self.model is None and self.warm_start.steps == 0:
             raise ConfigError("warm_start.steps 0: a model that is made from nothing has to be shown workflows first")
+        if self.warm_start.rounds and _rounds(self.effort, self.conductor) < 2:
+            raise ConfigError(
+                "warm_start.rounds: there are no second rounds: expected conductor.again or conductor.recursion, and "
+                "an effort with more than one round (xhigh, max)"
+            )
         if self.pool_sizes is not None and (not self.pool_sizes or min(self.pool_sizes) < 1):
             raise ConfigError(f"pool_sizes {self.pool_sizes!r}: expected numbers of at least 1")
         if not all(0 < weight < math.inf for weight in self.weights.values()):
             raise ConfigError(f"weights {dict(self.weights)!r}: expected finite numbers above 0")
-        if self.trainer == "trl" and (self.grpo.form_batch or self.grpo.focus):
-            raise ConfigError('form_batch, focus: only the trainer "own" has them: expected 0')
+        own = {
+            "grpo.form_batch": self.grpo.form_batch,
+            "grpo.focus": self.grpo.focus,
+            "grpo.worker_baseline": self.grpo.worker_baseline,
+            "warm_start.rounds": self.warm_start.rounds,
+        }
+        if self.trainer == "trl" and (set_ := [name for name, value in own.items() if value]):
+            raise ConfigError(f'{", ".join(set_)}: only the trainer "own" has that: leave it out')
         if self.validate < 1 or self.n < 1:
             raise ConfigError(f"validate {self.validate}, n {self.n}: expected at least 1")

@@ -5,8 +5,8 @@ A text is learnt from with the tokens that were sampled, never with what its wor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from .conductor_config import GrpoConfig
 from .conductor_model import ConductorModel
 from .conductor_rollout import Attempt, Written
 from .grpo import filter_groups, group_advantages, policy_loss
-from .warm_start import Pair, form_loss
+from .warm_start import Pair, find_workers, form_loss
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,10 @@ __all__ = ["learn"]
 class _Text:
     written: Written
     advantage: float
+    workers: tuple[str, ...]
+    """Those that were offered."""
+    named: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """The workers of its steps, and the places of the tokens that name them."""
 
 
 def learn(
@@ -56,6 +60,10 @@ def learn(
     if not kept.groups and not demonstrations:
         return learned
     batches = [_to_batch(groups[p], config) for p in kept.groups]
+    baselines: dict[str, float] = {}
+    if config.worker_baseline:
+        batches = [[replace(text, named=_find_named(model, text)) for text in batch] for batch in batches]
+        baselines = _to_baselines([text for batch in batches for text in batch], config.worker_baseline)
     total = float(sum(len(t.written.tokens) if config.norm == "tokens" else 1 for batch in batches for t in batch))
     for group in optimiser.param_groups:
         group["lr"] = lr
@@ -64,7 +72,7 @@ def learn(
         losses, drifts = [], []
         for batch in batches:
             for texts in _by_prompt(batch):
-                loss, drift = _backward(model, texts, config, total)
+                loss, drift = _backward(model, texts, config, total, baselines)
                 losses.append(loss)
                 drifts.append(drift)
         if demonstrations:
@@ -82,25 +90,35 @@ def learn(
 
 
 def _to_scores(group: Sequence[Attempt]) -> list[float | None]:
-    """What was no workflow differs from one that was wrong, too: else nothing would speak against losing the form."""
-    return [
-        None if None in attempt.rewards or attempt.episode.score is None else attempt.is_valid + attempt.episode.score
+    """The same number for attempts that came to the same in every round. What was no workflow differs from one that
+    was wrong, too: else nothing would speak against losing the form."""
+    outcomes = [
+        None if None in attempt.rewards or attempt.episode.score is None else (attempt.is_valid, attempt.scores)
         for attempt in group
     ]
+    kinds = list(dict.fromkeys(outcomes))
+    return [None if outcome is None else float(kinds.index(outcome)) for outcome in outcomes]
 
 
 def _to_batch(group: Sequence[Attempt], config: GrpoConfig) -> list[_Text]:
-    """A text is compared with those of its own round: a second round's reward says little beside a first one's."""
+    """A text is compared with those of its own round, by what it added to the result that it was shown: what the rounds
+    before had left to it is none of its merit."""
     rounds: dict[int, list[tuple[Written, float]]] = {}
+    offered = group[0].question.workers
     for attempt in group:
-        for number, (text, reward) in enumerate(zip(attempt.texts, attempt.rewards, strict=True)):
+        for number, (text, reward, before) in enumerate(
+            zip(attempt.texts, attempt.rewards, attempt.before, strict=True)
+        ):
             assert reward is not None, "such groups are dropped"
-            rounds.setdefault(number if config.by_round else 0, []).append((text, reward))
+            worth = reward - before if config.by_round else reward
+            rounds.setdefault(number if config.by_round else 0, []).append((text, worth))
     batch = []
     for texts in rounds.values():
         rewards = [reward for _, reward in texts]
         advantages = group_advantages(rewards, by_std=config.by_std, std_floor=config.std_floor)
-        batch += [_Text(text, float(advantage)) for (text, _), advantage in zip(texts, advantages, strict=True)]
+        batch += [
+            _Text(text, float(advantage), offered) for (text, _), advantage in zip(texts, advantages, strict=True)
+        ]
     return batch
 
 
@@ -112,7 +130,39 @@ def _by_prompt(batch: Sequence[_Text]) -> list[list[_Text]]:
     return list(found.values())
 
 
-def _backward(model: ConductorModel, texts: Sequence[_Text], config: GrpoConfig, total: float) -> tuple[float, float]:
+def _find_named(model: ConductorModel, text: _Text) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """By the tokens that were sampled. Nothing where somebody is named who was not offered: that would be no fault."""
+    tokens, found = text.written.tokens, find_workers(text.written.text)
+    numbers = {str(number): worker for number, worker in enumerate(text.workers)}
+    if any(name not in text.workers and name not in numbers for name, _, _ in found):
+        return ()
+    ends = [len(model.tokeniser.decode(tokens[: n + 1].tolist())) for n in range(len(tokens))]
+    spans = list(zip([0, *ends], ends, strict=False))
+    return tuple(
+        (
+            numbers.get(name, name),
+            tuple(at for at, (start, end) in enumerate(spans) if start < last and first < end),
+        )
+        for name, first, last in found
+    )
+
+
+def _to_baselines(texts: Sequence[_Text], share: float) -> dict[str, float]:
+    """By worker: the mean advantage of the texts over its steps."""
+    found: dict[str, list[float]] = {}
+    for text in texts:
+        for worker, _ in text.named:
+            found.setdefault(worker, []).append(text.advantage)
+    return {worker: share * float(np.mean(advantages)) for worker, advantages in found.items()}
+
+
+def _backward(
+    model: ConductorModel,
+    texts: Sequence[_Text],
+    config: GrpoConfig,
+    total: float,
+    baselines: Mapping[str, float],
+) -> tuple[float, float]:
     """Adds the gradients. -> loss, and how far the sampler's log-probabilities are from the trainer's, in the mean"""
     import torch
 
@@ -124,10 +174,14 @@ def _backward(model: ConductorModel, texts: Sequence[_Text], config: GrpoConfig,
     old = torch.zeros_like(new)
     for row, text in enumerate(texts):
         old[row, : len(text.written.logprobs)] = torch.from_numpy(text.written.logprobs)
+    advantages = torch.tensor([text.advantage for text in texts])[:, None].repeat(1, new.shape[1])
+    for row, text in enumerate(texts):
+        for worker, places in text.named:
+            advantages[row, list(places)] -= baselines[worker]
     loss = policy_loss(
         new,
         old,
-        torch.tensor([text.advantage for text in texts]),
+        advantages,
         mask,
         clip_low=config.clip_low,
         clip_high=config.clip_high,

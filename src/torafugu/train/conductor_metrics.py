@@ -50,10 +50,27 @@ def describe_attempts(
         "tokens/cut": _mean(cut),
         "cost_usd/mean": None if None in costs else _mean(costs),
         "regret": _mean(list(regrets.values())),
+        **_describe_rounds(valid),
         **{f"share/{worker}": count / called.total() for worker, count in sorted(called.items())},
         **{f"fault/{code}": count for code, count in sorted(_faults(attempts).items())},
         **{f"accuracy/{family}": _mean(scores) for family, scores in sorted(_by_family(scored).items())},
         **{f"regret/{family}": regret for family, regret in sorted(regrets.items())},
+    }
+
+
+def _describe_rounds(valid: Sequence[Attempt]) -> dict[str, Json]:
+    """What rounds after the first did; nothing where nobody was asked for more than one text. What was mended is a
+    share of what had been wrong, what was kept of what had been right."""
+    several = [a for a in valid if len(a.texts) > 1 and a.scores and a.scores[0] is not None]
+    if not several:
+        return {}
+    right = [a for a in several if a.scores[0] == 1]
+    wrong = [a for a in several if a.scores[0] != 1]
+    return {
+        "rounds/first_accuracy": _mean([a.scores[0] for a in several]),
+        "rounds/planned_again": _mean([len(a.plans) > 1 for a in several]),
+        "rounds/mended": _mean([a.episode.score for a in wrong]),
+        "rounds/kept": _mean([a.episode.score for a in right]),
     }
 
 

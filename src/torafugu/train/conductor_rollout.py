@@ -111,6 +111,10 @@ class Attempt:
     """One for each time that the conductor was asked."""
     rewards: tuple[float | None, ...]
     """Of each text. None: somebody other than the conductor failed."""
+    before: tuple[float, ...]
+    """What the result that each text was shown was worth as a reward; 0 where there was none yet."""
+    scores: tuple[float | None, ...]
+    """Of the workflows that were executed, each as if the run had ended with it."""
     plans: tuple[Plan, ...]
     """The workflows that were executed."""
     cost_usd: float | None
@@ -201,27 +205,30 @@ class Rollouts:
         finally:
             self._desk.leave()
         texts = tuple(self._desk.take(seed, question.task.id))
+        scores = tuple(self._score(question.task, happened.replies.get(plan.steps[-1].id)) for plan in happened.plans)
+        rewards, before = self._reward(episode, happened, scores, len(texts))
         return Attempt(
             question=question,
             episode=episode,
             texts=texts,
-            rewards=self._reward(question.task, episode, happened, len(texts)),
+            rewards=rewards,
+            before=before,
+            scores=scores,
             plans=tuple(happened.plans),
             cost_usd=happened.cost_usd,
         )
 
-    def _reward(self, task: Task, episode: Episode, happened: _Happened, texts: int) -> tuple[float | None, ...]:
+    def _reward(
+        self, episode: Episode, happened: _Happened, scores: Sequence[float | None], texts: int
+    ) -> tuple[tuple[float | None, ...], tuple[float, ...]]:
         """Of each text: those that were no workflow get nothing, the others what their workflow came to, and a share
-        of what the next one made of it."""
+        of what the next one made of it. -> rewards, and what each had before it"""
         config = self._config
+        nothing = (0.0,) * texts
         if episode.fault is not None and episode.fault != "policy":
-            return (None,) * texts
-        if not happened.plans:
-            return (0.0,) * texts
+            return (None,) * texts, nothing
         rounds: list[float] = []
-        for plan in happened.plans:
-            reply = happened.replies.get(plan.steps[-1].id)
-            score = self._score(task, reply)
+        for plan, score in zip(happened.plans, scores, strict=True):
             reward = config.reward.reward(
                 score=score,
                 is_valid=True,
@@ -229,10 +236,12 @@ class Rollouts:
                 cost_usd=happened.cost_of(plan),
             )
             if reward is None:
-                return (None,) * texts
+                return (None,) * texts, nothing
             rounds.append(reward)
+        if not rounds:
+            return nothing, nothing
         credited = assign_credit(rounds) if config.discount is None else assign_credit(rounds, discount=config.discount)
-        return tuple(happened.share_out(credited, texts))
+        return tuple(happened.share_out(credited, texts)), tuple(happened.find_before(rounds, texts))
 
     def _score(self, task: Task, reply: Reply | None) -> float | None:
         if reply is None:
@@ -277,6 +286,11 @@ class _Happened:
         if self._has_returned:
             rewards[texts - 1] = credited[-1]
         return rewards
+
+    def find_before(self, rounds: Sequence[float], texts: int) -> list[float]:
+        """For each text, what the latest workflow before it came to; 0 if there was none."""
+        done = [sum(number <= text for number in self._texts_of_plan) for text in range(texts)]
+        return [rounds[count - 1] if count else 0.0 for count in done]
 
     def cost_of(self, plan: Plan) -> float | None:
         costs = [self.replies[step.id].cost_usd for step in plan.steps if step.id in self.replies]

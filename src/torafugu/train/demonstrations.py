@@ -71,7 +71,6 @@ def make_demonstration(
     gold = find_workflow(question.task.prompt)
     if gold is None:
         raise ConfigError(f"task {question.task.id!r}: no workflow is known for it: expected tasks of home-multi")
-    question = show_plainly(question, rng)
     offered = {worker: number for number, worker in enumerate(question.workers)}
     workers = []
     for right in gold.workers:

@@ -117,7 +117,7 @@ def filter_groups(rewards_PG: Sequence[Sequence[float | None]]) -> Kept:
 def policy_loss(
     logprobs_NT: torch.Tensor,
     old_logprobs_NT: torch.Tensor,
-    advantages_N: torch.Tensor,
+    advantages_NT: torch.Tensor,
     mask_NT: torch.Tensor,
     *,
     clip_low: float,
@@ -128,8 +128,7 @@ def policy_loss(
     """The clipped surrogate of N completions, of which this may be a part: `total` is the number of tokens, or of
     completions, of the whole batch, so that parts add up. -> scalar"""
     ratio = (logprobs_NT - old_logprobs_NT).exp()  # (N, T)
-    advantage = advantages_N[:, None]
-    surrogate = (ratio * advantage).minimum(ratio.clamp(1 - clip_low, 1 + clip_high) * advantage) * mask_NT
+    surrogate = (ratio * advantages_NT).minimum(ratio.clamp(1 - clip_low, 1 + clip_high) * advantages_NT) * mask_NT
     per_completion = surrogate.sum(1)
     if norm == "sequences":
         per_completion = per_completion / mask_NT.sum(1).clamp(min=1)

@@ -23,12 +23,23 @@ from .checkpoint import write_whole
 from .conductor_config import WarmStartConfig
 from .conductor_model import ConductorModel, render_bare
 from .conductor_rollout import Question
-from .demonstrations import make_demonstration
+from .demonstrations import Demonstration, make_demonstration, show_plainly
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Pair", "draw_pairs", "form_loss", "make_form_mask", "read_pairs", "scale_lr", "warm_step", "write_pairs"]
+__all__ = [
+    "Pair",
+    "draw_pairs",
+    "find_workers",
+    "form_loss",
+    "make_form_mask",
+    "read_pairs",
+    "scale_lr",
+    "to_pair",
+    "warm_step",
+    "write_pairs",
+]
 
 _WORKERS = re.compile(r'model_id"?:\s*\[([^\]]*)\]')
 _WORKER = re.compile(r'"(?P<name>[^"]+)"|(?P<number>\d+)')
@@ -61,10 +72,21 @@ def draw_pairs(
         ConfigError: nobody knows a workflow for a task.
     """
     made = [
-        make_demonstration(question, config, rng, effort=effort, gold_share=warm.gold_share, favourites=warm.favourites)
+        make_demonstration(
+            show_plainly(question, rng),
+            config,
+            rng,
+            effort=effort,
+            gold_share=warm.gold_share,
+            favourites=warm.favourites,
+        )
         for question in questions
     ]
-    return [Pair(prompt=render_bare(one.messages), reply=one.text) for one in made]
+    return [to_pair(one) for one in made]
+
+
+def to_pair(made: Demonstration) -> Pair:
+    return Pair(prompt=render_bare(made.messages), reply=made.text)
 
 
 def read_pairs(path: Path) -> list[Pair]:
@@ -137,12 +159,18 @@ def _encode(model: ConductorModel, pairs: Sequence[Pair]) -> list[tuple[list[int
     return [(model.encode_text(pair.prompt), model.encode_reply(pair.reply)) for pair in pairs]
 
 
-def make_form_mask(model: ConductorModel, reply: str) -> list[bool]:
-    """For each token of `encode_reply`: False where it says who does a step, as `write_workflow` writes that."""
-    spans = [
-        (listed.start(1) + worker.start(worker.lastgroup or 0), listed.start(1) + worker.end(worker.lastgroup or 0))
+def find_workers(reply: str) -> list[tuple[str, int, int]]:
+    """Who does each step, as `write_workflow` writes that: (worker, where its name or number begins, where it ends)."""
+    return [
+        (worker[0].strip('"'), listed.start(1) + worker.start(group), listed.start(1) + worker.end(group))
         for listed in _WORKERS.finditer(reply)
         for worker in _WORKER.finditer(listed[1])
+        if (group := worker.lastgroup)
     ]
+
+
+def make_form_mask(model: ConductorModel, reply: str) -> list[bool]:
+    """For each token of `encode_reply`: False where it says who does a step."""
     offsets = model.tokeniser.encode(reply, add_special_tokens=False).offsets
+    spans = [(first, last) for _, first, last in find_workers(reply)]
     return [all(end <= first or last <= start for first, last in spans) for start, end in offsets] + [True]
