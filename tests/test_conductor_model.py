@@ -408,8 +408,8 @@ WHO_DOES = 'subtasks: ["x", "y"]\nmodel_id: ["%s", "%s"]\naccess_list: [[], [0]]
 
 
 def test_baseline_of_workers() -> None:
-    """With the whole baseline, a worker that is better on the whole is not called more for it; one that is better here
-    than elsewhere is. Tokens that name nobody are learnt as without."""
+    """While a run settles, a worker that is better on the whole is not called more for it; one that is better here than
+    elsewhere is. Tokens that name nobody are learnt as without."""
     model = make_small()
     prompts = [model.encode_text("models: a, b, here\n"), model.encode_text("models: a, b, there\n")]
     texts = [WHO_DOES % ("a", "a"), WHO_DOES % ("b", "b")]
@@ -422,9 +422,9 @@ def test_baseline_of_workers() -> None:
         ]
         for prompt, rewards in zip(prompts, [(1.0, 0.5), (0.75, 0.75 - 1e-3)], strict=True)
     ]
-    config = GrpoConfig(by_std=False, worker_baseline=1.0, max_grad_norm=1e9)
+    config = GrpoConfig(by_std=False, max_grad_norm=1e9)
     twin = make_small()
-    learn(model, torch.optim.SGD(model.model.parameters(), lr=1.0), groups, config, lr=0.1)
+    learn(model, torch.optim.SGD(model.model.parameters(), lr=1.0), groups, config, lr=0.1, settles=True)
     advantages = {0: (0.25, -0.25), 1: (0.0005, -0.0005)}
     baselines = {"a": (0.25 + 0.0005) / 2, "b": -(0.25 + 0.0005) / 2}
     replies = [twin.encode_reply(text) for text in texts]

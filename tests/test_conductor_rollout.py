@@ -119,11 +119,13 @@ def play(
     writer: Any,
     jobs: Sequence[tuple[Question, int]],
     config: RolloutConfig = CONFIG,
+    *,
+    rounds: int | None = None,
     **limits: Any,
 ) -> list[Attempt]:
     async def main() -> list[Attempt]:
         async with asyncio.timeout(30), open_rollouts(backends, writer, config, **limits) as rollouts:
-            return await rollouts.play(jobs)
+            return await rollouts.play(jobs, rounds=rounds)
 
     return asyncio.run(main())
 
@@ -250,6 +252,13 @@ def test_credit_of_rounds(texts: list[str], rewards: tuple[float, ...], scores: 
     assert attempt.scores == scores
     assert attempt.before == (0.0, 0.5 + 0.5 * scores[0])[: len(rewards)] if scores else (0.0,)
     assert len(attempt.texts) == len(rewards)
+
+
+def test_fewer_rounds() -> None:
+    """Episodes may be given fewer rounds than their effort allows: nobody is asked again then."""
+    writer = Told(by_question({"q": [TO_B, TO_A]}))
+    (attempt,) = play(right_and_wrong(), writer, [(make_question(), 0)], TWO_ROUNDS, rounds=1)
+    assert (len(attempt.texts), attempt.rewards) == (1, (0.5,))
 
 
 def test_discount() -> None:

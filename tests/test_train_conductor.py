@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from outcomes import Quiet
-from small_conductor import CONFIG, POOL, TASKS, Work, rows_of, show_hasty, train, weights_of
+from small_conductor import CONFIG, POOL, TASKS, WORKERS, Work, rows_of, show_hasty, train, weights_of
 from torafugu.cluster.fleet import Fleet, in_process
 from torafugu.conductors import read_conductor_card
 from torafugu.errors import ConfigError, ModelError
@@ -335,6 +335,25 @@ def test_all_questions_have_their_turn(short: ConductorTraining, tmp_path: Path)
     assert same == [True, True, False, False]
 
 
+def test_settling(short: ConductorTraining, tmp_path: Path) -> None:
+    """The first steps have the whole pool in its own order and one round; those after have parts of it, and as many
+    rounds as the effort allows."""
+    spy = Spy()
+    config = replace(
+        short,
+        effort="xhigh",
+        conductor=replace(short.conductor, again=1),
+        warm_start=WarmStartConfig(),
+        grpo=replace(short.grpo, steps=2, settle=1, questions_per_job=100),
+    )
+    train(tmp_path, config, make_fleet=spy)
+    first, second = [(job, attempts) for job, attempts in spy.played if job.temperature == 1]
+    assert (first[0].rounds, second[0].rounds) == (1, None)
+    assert {len(attempt.texts) for attempt in first[1]} == {1}
+    assert {attempt.question.workers for attempt in first[1]} == {WORKERS}
+    assert len({attempt.question.workers for attempt in second[1]}) > 1
+
+
 def test_weights_of_families(short: ConductorTraining, tmp_path: Path) -> None:
     """A family that weighs nearly all is nearly all that is drawn; what is measured has all families."""
     spy = Spy()
@@ -411,7 +430,7 @@ AGAIN = replace(CONFIG.conductor, again=1)
         ({"weights": {"day_alone": float("nan")}}, "weights"),
         ({"trainer": "trl", "grpo": GrpoConfig(focus=0.5)}, "only the trainer"),
         ({"trainer": "trl", "grpo": GrpoConfig(form_batch=1)}, "only the trainer"),
-        ({"trainer": "trl", "grpo": GrpoConfig(worker_baseline=1.0)}, "grpo.worker_baseline: only the trainer"),
+        ({"trainer": "trl", "grpo": GrpoConfig(settle=1)}, "grpo.settle: only the trainer"),
         (
             {"trainer": "trl", "effort": "max", "conductor": AGAIN, "warm_start": WarmStartConfig(steps=1, rounds=0.1)},
             "warm_start.rounds: only the trainer",
@@ -437,7 +456,7 @@ def test_config_makes_sense(change: dict[str, Any], match: str) -> None:
         {"std_floor": -0.1},
         {"focus": 1.1},
         {"form_batch": -1},
-        {"worker_baseline": 1.5},
+        {"settle": -1},
     ],
 )
 def test_grpo_makes_sense(setting: dict[str, Any]) -> None:

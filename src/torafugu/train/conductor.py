@@ -231,18 +231,18 @@ class _Run:
     async def _step(self, fleet: Fleet[Job, list[Attempt]], optimiser: torch.optim.Optimizer, step: int) -> None:
         config, grpo = self.config, self.config.grpo
         started, cpu = time.perf_counter(), time.process_time()
+        settles = step <= grpo.settle
         weights = self.questions.focus_weights(self.history, grpo.focus)
-        questions = self.questions.draw(
-            grpo.questions, np.random.default_rng([config.seed, _DRAW, step]), weights=weights
-        )
+        rng = np.random.default_rng([config.seed, _DRAW, step])
+        questions = self.questions.draw(grpo.questions, rng, weights=weights, whole_pool=settles)
         seeds = np.random.SeedSequence([config.seed, _SAMPLE, step]).generate_state(grpo.questions * grpo.attempts)
         seeds_PG = seeds.reshape(grpo.questions, grpo.attempts).tolist()
-        groups = await self._play(fleet, questions, seeds_PG, grpo.temperature)
+        groups = await self._play(fleet, questions, seeds_PG, grpo.temperature, rounds=1 if settles else None)
         sampled = time.perf_counter()
         warmup = round(grpo.warmup * grpo.steps)
         scale = scale_lr(step, grpo.steps, warmup) if grpo.schedule == "cosine" else min(1.0, step / max(1, warmup))
         pairs = self._draw_pairs(grpo.form_batch, np.random.default_rng([config.seed, _FORM, step]))
-        learned = learn(self.model, optimiser, groups, grpo, lr=grpo.lr * scale, demonstrations=pairs)
+        learned = learn(self.model, optimiser, groups, grpo, lr=grpo.lr * scale, demonstrations=pairs, settles=settles)
         row = {
             **describe_attempts([attempt for group in groups for attempt in group]),
             **learned,
@@ -259,6 +259,8 @@ class _Run:
         questions: Sequence[Question],
         seeds_PG: Sequence[Sequence[int]],
         temperature: float,
+        *,
+        rounds: int | None = None,
     ) -> list[list[Attempt]]:
         """-> attempts by question."""
         weights, scale = self.model.weights(), self.model.lora_scale
@@ -270,6 +272,7 @@ class _Run:
                 lora_scale=scale,
                 rollouts=tuple(rollouts[first : first + size]),
                 temperature=temperature,
+                rounds=rounds,
             )
             for first in range(0, len(rollouts), size)
         ]

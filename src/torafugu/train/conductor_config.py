@@ -84,9 +84,11 @@ class GrpoConfig:
     nearly all groups differ. Where nobody was right, prices teach no more than to be cheap."""
     entropy: float = 0.0
     """Bonus for each token's entropy in nats, so that workers that were seldom right at first are still tried."""
-    worker_baseline: float = 0.0
-    """How much of a worker's mean advantage over all its steps of the batch is taken off where it is named. With 1 no
-    worker is called more for being better on the whole, only for being better at a subtask than at others."""
+    settle: int = 0
+    """The first so many steps find out whom to call for what: the whole pool in its own order, one round, and from the
+    advantage of a text a worker's mean over the batch is taken off where that worker is named. Reward moves a worker's
+    share as such long before it makes a model look at the subtask; so nobody gains by being better on the whole, only
+    by being better here than elsewhere (docs/log.md)."""
     form_batch: int = 0
     """Demonstrations in each step, learnt from except for whom they call; their supervised loss is added with weight 1
     (as PPO-ptx does, arXiv 2203.02155). Reward keeps nothing of the form where all attempts fail alike."""
@@ -111,8 +113,8 @@ class GrpoConfig:
             raise ConfigError("grpo: expected steps of 0 or more, lr and temperature above 0")
         if self.std_floor < 0 or self.entropy < 0:
             raise ConfigError(f"std_floor {self.std_floor}, entropy {self.entropy}: expected 0 or more")
-        if not 0 <= self.worker_baseline <= 1:
-            raise ConfigError(f"worker_baseline {self.worker_baseline}: expected a share in 0..1")
+        if self.settle < 0:
+            raise ConfigError(f"settle {self.settle}: expected 0 steps or more")
         if self.form_batch < 0 or not 0 <= self.focus <= 1:
             raise ConfigError(f"form_batch {self.form_batch}, focus {self.focus}: expected 0 or more, a share in 0..1")
         if not (0 < self.clip_low < 1 and self.clip_high > 0 and 0 <= self.warmup < 1):
@@ -241,7 +243,7 @@ class ConductorTraining:
         own = {
             "grpo.form_batch": self.grpo.form_batch,
             "grpo.focus": self.grpo.focus,
-            "grpo.worker_baseline": self.grpo.worker_baseline,
+            "grpo.settle": self.grpo.settle,
             "warm_start.rounds": self.warm_start.rounds,
         }
         if self.trainer == "trl" and (set_ := [name for name, value in own.items() if value]):

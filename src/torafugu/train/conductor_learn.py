@@ -42,10 +42,11 @@ def learn(
     *,
     lr: float,
     demonstrations: Sequence[Pair] = (),
+    settles: bool = False,
 ) -> dict[str, Json]:
     """One step, or `config.updates` of them. -> what is logged of it
 
-    `demonstrations`: learnt from beside, except for whom they call.
+    `demonstrations`: learnt from beside, except for whom they call; `settles`: the step is one of `config.settle`.
     """
     import torch
 
@@ -61,9 +62,9 @@ def learn(
         return learned
     batches = [_to_batch(groups[p], config) for p in kept.groups]
     baselines: dict[str, float] = {}
-    if config.worker_baseline:
+    if settles:
         batches = [[replace(text, named=_find_named(model, text)) for text in batch] for batch in batches]
-        baselines = _to_baselines([text for batch in batches for text in batch], config.worker_baseline)
+        baselines = _to_baselines([text for batch in batches for text in batch])
     total = float(sum(len(t.written.tokens) if config.norm == "tokens" else 1 for batch in batches for t in batch))
     for group in optimiser.param_groups:
         group["lr"] = lr
@@ -147,13 +148,13 @@ def _find_named(model: ConductorModel, text: _Text) -> tuple[tuple[str, tuple[in
     )
 
 
-def _to_baselines(texts: Sequence[_Text], share: float) -> dict[str, float]:
+def _to_baselines(texts: Sequence[_Text]) -> dict[str, float]:
     """By worker: the mean advantage of the texts over its steps."""
     found: dict[str, list[float]] = {}
     for text in texts:
         for worker, _ in text.named:
             found.setdefault(worker, []).append(text.advantage)
-    return {worker: share * float(np.mean(advantages)) for worker, advantages in found.items()}
+    return {worker: float(np.mean(advantages)) for worker, advantages in found.items()}
 
 
 def _backward(

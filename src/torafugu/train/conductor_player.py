@@ -51,6 +51,8 @@ class Job:
     rollouts: tuple[tuple[Question, tuple[int, ...]], ...]
     """Each question, and a seed for each attempt at it."""
     temperature: float
+    rounds: int | None = None
+    """Workflows that an episode may have; None: as many as the config's effort allows."""
 
 
 class OnnxWriter:
@@ -143,7 +145,7 @@ class Player:
         async with open_pool(add_conductor(setup.pool), makers={"local": make_local}) as pool:
             rollouts = Rollouts(pool, desk, TaskGrader(), to_rollout_config(setup.config))
             jobs = [(question, seed) for question, seeds in job.rollouts for seed in seeds]
-            return await rollouts.play(jobs, temperature=job.temperature)
+            return await rollouts.play(jobs, temperature=job.temperature, rounds=job.rounds)
 
 
 async def play_singles(pool: PoolSpec, tasks: Sequence[Task]) -> dict[str, dict[str, float]]:

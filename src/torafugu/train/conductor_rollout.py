@@ -171,25 +171,29 @@ class Rollouts:
         self._grader = grader
         self._config = config
 
-    async def play(self, jobs: Sequence[tuple[Question, int]], *, temperature: float | None = None) -> list[Attempt]:
-        """One episode for each question and seed, all at the same time.
+    async def play(
+        self, jobs: Sequence[tuple[Question, int]], *, temperature: float | None = None, rounds: int | None = None
+    ) -> list[Attempt]:
+        """One episode for each question and seed, all at the same time. `rounds`: workflows that each may have; None:
+        as many as the effort allows.
 
         Raises:
             ModelError: nothing can be written any more.
             ConfigError: a reward that hangs on costs, of workers without a price.
         """
         desk, config = self._desk, self._config
+        budget = replace(_BUDGET, depth=rounds)
         desk.open(len(jobs), config.temperature if temperature is None else temperature)
         try:
             async with asyncio.TaskGroup() as group:
                 writing = group.create_task(desk.write_until_all_are_done())
-                tasks = [group.create_task(self._play_one(question, seed)) for question, seed in jobs]
+                tasks = [group.create_task(self._play_one(question, seed, budget)) for question, seed in jobs]
         except ExceptionGroup as several:  # of the task group: episodes often fail in the same way
             raise several.exceptions[0] from several.exceptions[0].__cause__
         del writing
         return [task.result() for task in tasks]
 
-    async def _play_one(self, question: Question, seed: int) -> Attempt:
+    async def _play_one(self, question: Question, seed: int, budget: Budget) -> Attempt:
         policy = Conductor(replace(self._config.conductor, worker=CONDUCTOR, workers=question.workers), self._models)
         happened = _Happened()
         try:
@@ -199,7 +203,7 @@ class Rollouts:
                 self._pool,
                 self._grader,
                 sampling=Sampling(seed=seed, reasoning_effort=self._config.effort),
-                budget=_BUDGET,
+                budget=budget,
                 recorder=happened,
             )
         finally:

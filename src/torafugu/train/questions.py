@@ -80,9 +80,11 @@ class QuestionSource:
         weights: Floats = (1 - focus) * self._weights / self._weights.sum() + focus * learnable / learnable.sum()
         return weights
 
-    def draw(self, n: int, rng: np.random.Generator, *, weights: Floats | None = None) -> list[Question]:
+    def draw(
+        self, n: int, rng: np.random.Generator, *, weights: Floats | None = None, whole_pool: bool = False
+    ) -> list[Question]:
         """The families in random order, each as often as its weight says, give or take one. `weights`: (families,),
-        instead of those that were given at first."""
+        instead of those that were given at first; `whole_pool`: in its own order, whatever the sizes."""
         families = self.families
         weights = self._weights if weights is None else weights
         order = rng.permutation(len(families))
@@ -90,7 +92,7 @@ class QuestionSource:
         picks = np.searchsorted(ends, (rng.random() + np.arange(n)) / n * ends[-1], side="right")
         drawn = [families[order[min(pick, len(families) - 1)]] for pick in rng.permutation(picks)]
         tasks = [self._by_family[family][int(rng.integers(len(self._by_family[family])))] for family in drawn]
-        if self._sizes is None:
+        if self._sizes is None or whole_pool:
             return [Question(task=task, workers=self.workers) for task in tasks]
         return [draw_question(task, self.workers, rng, sizes=self._sizes) for task in tasks]
 
