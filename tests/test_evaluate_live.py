@@ -278,6 +278,9 @@ def test_nobody_is_paid_unasked(fugu: Fugu) -> None:
             "eval --policy hasty --pool pool.toml --tasks home-multi --n 3 --start old",
             "go with --policy fugu-ultra, not with 'hasty'",
         ),
+        (f"{ULTRA} --effort huge", "invalid choice: 'huge'"),
+        ("eval --policy hasty --pool pool.toml --tasks home-multi --n 3 --effort max", "go with --policy fugu-ultra"),
+        ("eval --policy p --data d --effort max", "--effort: only with --tasks"),
         ("eval --policy fugu-ultra --pool pool.toml --tasks home-multi --n 3", "`fugu-ultra` is not offered"),
         ("eval --policy hasty --pool pool.toml --tasks none.jsonl", "none.jsonl: cannot be read"),
     ],
@@ -288,6 +291,22 @@ def test_wrong_use_is_one_line(fugu: Fugu, line: str, told: str) -> None:
     assert said.status == 2
     assert told in said.err.splitlines()[-1]
     assert "Traceback" not in said.err
+
+
+def test_effort_is_the_conductors(fugu: Fugu) -> None:
+    """--effort goes with the conductor's requests, not with those of single workers; episodes of another effort are not
+    taken for its own."""
+    said = fugu(f"{ULTRA} --against hasty --effort none --json r.json --record kept.sqlite")
+    assert said.status == 0, said.err
+    assert read("r.json")["policy"]["effort"] == "none"
+    rows = [json.loads(line) for line in Path("r.episodes.jsonl").read_text().splitlines()[1:]]
+    efforts: dict[str, set[str | None]] = {"fugu-ultra": set(), "hasty": set()}
+    for row in rows:
+        shown = json.loads(fugu(f"runs show {row['run_id']} --json --record kept.sqlite").out)
+        accepted = next(event for _, event in shown["events"] if "request" in event)
+        efforts[row["name"]].add(accepted["request"].get("sampling", {}).get("reasoning_effort"))
+    assert efforts == {"fugu-ultra": {"none"}, "hasty": {None}}
+    assert "effort: not as then" in fugu(f"{ULTRA} --against hasty --effort low --json r.json").err
 
 
 def test_a_start_may_have_settings_of_its_own(fugu: Fugu) -> None:

@@ -33,6 +33,7 @@ from ..eval.states import default_cache
 from ..grade.by_task import TaskGrader
 from ..grade.task import Task
 from ..orchestrate.artefact import read_card
+from ..orchestrate.conductor import EFFORTS, USUAL_EFFORT
 from ..orchestrate.policies import KINDS
 from ..pool.prices import resolve_price
 from ..pool.recorded import read_recorded
@@ -49,7 +50,7 @@ __all__ = ["add_live_arguments", "live_command", "refuse_live_options"]
 GENERATED = ("home", "home-multi")
 USUAL_TASKS = 200
 """Of generated ones. A gain of ten points over 200 tasks has an interval of six or seven to each side."""
-_LIVE = ("n", "config", "pool", "conductor", "start", "choose_n", "max_usd", "record", "concurrency")
+_LIVE = ("n", "config", "pool", "conductor", "start", "effort", "choose_n", "max_usd", "record", "concurrency")
 _LIVE_SWITCHES = ("against", "random_workers", "yes")
 _REPLAYED = ("plot", "report", "promote", "force")
 
@@ -85,6 +86,11 @@ def add_live_arguments(parser: argparse.ArgumentParser) -> None:
     )
     live.add_argument(
         "--random-workers", action="store_true", help="also run the same conductor with workers drawn at random"
+    )
+    live.add_argument(
+        "--effort",
+        choices=tuple(EFFORTS),
+        help=f"of `fugu-ultra`, as a request's reasoning effort: how many steps and rounds (default {USUAL_EFFORT})",
     )
     live.add_argument(
         "--choose-n",
@@ -188,7 +194,13 @@ async def _evaluate(
 ) -> dict[str, Json] | None:
     """None: nothing was run, or not enough to say anything; which has been said."""
     async with open_installation(installation) as opened:
-        wanted = Wanted(against=args.against, start=args.start, random_workers=args.random_workers, seed=args.seed)
+        wanted = Wanted(
+            against=args.against,
+            start=args.start,
+            random_workers=args.random_workers,
+            effort=args.effort,
+            seed=args.seed,
+        )
         lineup = line_up(wanted, name, opened)
         best = _choose_without_running(args, lineup, tasks)
         asked_first = choice if best is None and lineup.singles else []
@@ -226,7 +238,7 @@ async def _evaluate(
         log.path.unlink()  # it was kept to go on with, and all is done
     return {
         "kind": "live",
-        "policy": {"name": name, "id": lineup.ours.policy.id},
+        "policy": {"name": name, "id": lineup.ours.policy.id, "effort": lineup.ours.effort},
         "split": args.split,
         "seed": args.seed,
         "concurrency": args.concurrency or 8,
@@ -354,6 +366,7 @@ def _settings(
         "tasks": {"source": args.tasks, "split": args.split, "n": len(tasks), "sha256": hash_json(tasks)},
         "choice": {"n": len(choice), "sha256": hash_json(choice)},
         "policies": {c.name: c.policy.id for c in (lineup.ours, *lineup.others)},
+        "effort": args.effort,
         "workers": {id: fingerprint(spec, base or Path()) for id, spec in opened.pool.specs.items()},
         "budget": msgspec.to_builtins(opened.installation.budget, builtin_types=()),
     }

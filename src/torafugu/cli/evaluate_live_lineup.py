@@ -12,7 +12,7 @@ from ..eval.live import Contestant
 from ..eval.live_costs import Calls
 from ..eval.live_policies import RandomWorkers
 from ..eval.live_report import Entry
-from ..orchestrate.conductor import Conductor, ConductorConfig
+from ..orchestrate.conductor import EFFORTS, USUAL_EFFORT, Conductor, ConductorConfig
 from .installation import Opened, read_installation
 
 __all__ = ["Lineup", "Wanted", "line_up"]
@@ -33,6 +33,8 @@ class Wanted:
     start: str | None
     """Another conductor: a worker of the pool, or a TOML file."""
     random_workers: bool
+    effort: str | None
+    """Of the conductors; None: the usual one."""
     seed: int
     """Of the drawing of workers."""
 
@@ -63,13 +65,13 @@ def line_up(wanted: Wanted, name: str, opened: Opened) -> Lineup:
     conducts: dict[str, ConductorConfig] = {}
     if name == "fugu-ultra":
         (ours, *extras), conducts = _line_up_conductors(wanted, name, opened)
-    elif wanted.start is not None or wanted.random_workers:
-        raise ConfigError(f"--start and --random-workers go with --policy fugu-ultra, not with {name!r}")
+    elif wanted.start is not None or wanted.random_workers or wanted.effort is not None:
+        raise ConfigError(f"--start, --random-workers and --effort go with --policy fugu-ultra, not with {name!r}")
     rivals, not_alone = _find_rivals(wanted.against, name, opened, list(conducts.values()))
     others = [*(Contestant(name=each, policy=opened.policy_for(each)) for each in rivals), *extras]
     kinds = {c.name: "worker" if c.name in opened.pool.ids else "policy" for c in (ours, *others)}
     kinds |= {c.name: RANDOM if c.name == RANDOM else "start" for c in extras}
-    calls = {c.name: _calls_of(c.name, opened, conducts) for c in (ours, *others)}
+    calls = {c.name: _calls_of(c.name, opened, conducts, wanted.effort) for c in (ours, *others)}
     return Lineup(ours=ours, others=tuple(others), kinds=kinds, calls=calls, not_alone=tuple(not_alone))
 
 
@@ -83,17 +85,18 @@ def _line_up_conductors(
     workers = _callable(config, opened, start)
     if config.workers is None and start is not None:  # both are offered the same workers, under the same numbers
         config = replace(config, workers=workers)
-    ours = Contestant(name=name, policy=_conductor(config, opened))
+    ours = Contestant(name=name, policy=_conductor(config, opened), effort=wanted.effort)
     found, conducts = [ours], {name: config}
     if start is not None:
         start = replace(start, workers=workers)
-        before = Contestant(name=f"start: {start.worker}", policy=_conductor(start, opened))
+        before = Contestant(name=f"start: {start.worker}", policy=_conductor(start, opened), effort=wanted.effort)
         if before.policy.id == ours.policy.id:
             raise ConfigError(f"--start {wanted.start}: that is the conductor that is measured: expected another one")
         found.append(before)
         conducts[before.name] = start
     if wanted.random_workers:
-        found.append(Contestant(name=RANDOM, policy=RandomWorkers(ours.policy, workers, seed=wanted.seed)))
+        policy = RandomWorkers(ours.policy, workers, seed=wanted.seed)
+        found.append(Contestant(name=RANDOM, policy=policy, effort=wanted.effort))
         conducts[RANDOM] = config
     return found, conducts
 
@@ -139,16 +142,24 @@ def _find_rivals(
     return rivals, only_conduct
 
 
-def _calls_of(name: str, opened: Opened, conducts: Mapping[str, ConductorConfig]) -> tuple[Calls, ...]:
+def _calls_of(
+    name: str, opened: Opened, conducts: Mapping[str, ConductorConfig], effort: str | None
+) -> tuple[Calls, ...]:
     everyone, panel = tuple(opened.pool.specs), opened.installation.panel
     if name in conducts:
         config = conducts[name]
-        rounds = 1 + config.replans
+        limits = EFFORTS[effort or USUAL_EFFORT]
+        rounds = limits.rounds + config.replans
         return (
             Calls(
                 workers=(config.worker,), typical=1, most=config.attempts * rounds, extra_input_tokens=_CONDUCTOR_TOKENS
             ),
-            Calls(workers=_callable(config, opened), typical=3, most=5 * rounds, extra_input_tokens=_STEP_TOKENS),
+            Calls(
+                workers=_callable(config, opened),
+                typical=min(3, limits.steps),
+                most=limits.steps * rounds,
+                extra_input_tokens=_STEP_TOKENS,
+            ),
         )
     if name == "fugu-panel" and panel is not None:
         asked = tuple(Calls(workers=(each,), typical=panel.samples, most=panel.samples) for each in panel.workers)

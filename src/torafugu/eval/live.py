@@ -23,7 +23,7 @@ from ..events import Event
 from ..grade.grader import Grader
 from ..grade.task import Task
 from ..orchestrate import Budget, Caller, Policy, Recorder, create_run_id
-from ..types import Json, Value
+from ..types import Json, Sampling, Value
 from .workflows import WorkflowTrace, trace_workflows
 
 __all__ = ["Contestant", "Job", "LiveLog", "LiveRow", "LiveTally", "open_live_log", "plan_live", "run_live"]
@@ -35,6 +35,8 @@ class Contestant:
 
     name: str
     policy: Policy
+    effort: str | None = None
+    """As a request's `reasoning_effort`; None: it says nothing of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,8 +200,16 @@ async def _run_one(
 ) -> LiveRow:
     run_id = create_run_id()
     seen = _Seen(None if record is None else record(run_id))
+    contestant = job.contestant
     episode = await run_episode(
-        job.task, job.contestant.policy, pool, grader, budget=budget, recorder=seen, run_id=run_id
+        job.task,
+        contestant.policy,
+        pool,
+        grader,
+        sampling=Sampling(reasoning_effort=contestant.effort),
+        budget=budget,
+        recorder=seen,
+        run_id=run_id,
     )
     trace = trace_workflows(seen.events, is_policy_fault=episode.fault == "policy")
     return LiveRow(name=job.contestant.name, episode=episode, run_id=run_id, trace=trace)

@@ -36,7 +36,7 @@ from .plan_grammar import workflow_grammar, workflow_schema
 from .render import what_concerns_all
 from .run import Run
 
-__all__ = ["EFFORTS", "RESULT_STANDS", "Conductor", "ConductorConfig", "Effort"]
+__all__ = ["EFFORTS", "RESULT_STANDS", "USUAL_EFFORT", "Conductor", "ConductorConfig", "Effort"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ EFFORTS: Mapping[str, Effort] = {
 """`high`, the default, has the paper's five steps."""
 RESULT_STANDS = "the result is the answer"
 """Noted beside an answer that a later round's text has let pass."""
-_DEFAULT_EFFORT = "high"
+USUAL_EFFORT = "high"
 _BEYOND_HIGH = frozenset({"xhigh", "max"})
 """Efforts of ours; workers are asked for `high`."""
 
@@ -444,7 +444,7 @@ def _without_tools(sampling: Sampling) -> Sampling:
 
 
 def _effort_of(run: Run) -> Effort:
-    name = run.request.sampling.reasoning_effort or _DEFAULT_EFFORT
+    name = run.request.sampling.reasoning_effort or USUAL_EFFORT
     if name not in EFFORTS:
         raise RequestError(f"reasoning effort {name!r}: expected one of {', '.join(EFFORTS)}", param="reasoning_effort")
     return EFFORTS[name]
