@@ -336,22 +336,22 @@ def test_all_questions_have_their_turn(short: ConductorTraining, tmp_path: Path)
 
 
 def test_settling(short: ConductorTraining, tmp_path: Path) -> None:
-    """The first steps have the whole pool in its own order and one round; those after have parts of it, and as many
-    rounds as the effort allows."""
+    """The first steps have the whole pool in its own order and one round; those after have parts of it, and a share of
+    their questions as many rounds as the effort allows."""
     spy = Spy()
     config = replace(
         short,
         effort="xhigh",
         conductor=replace(short.conductor, again=1),
         warm_start=WarmStartConfig(),
-        grpo=replace(short.grpo, steps=2, settle=1, questions_per_job=100),
+        grpo=replace(short.grpo, steps=2, settle=1, rounds=1 / 3, questions_per_job=100),
     )
     train(tmp_path, config, make_fleet=spy)
-    first, second = [(job, attempts) for job, attempts in spy.played if job.temperature == 1]
-    assert (first[0].rounds, second[0].rounds) == (1, None)
-    assert {len(attempt.texts) for attempt in first[1]} == {1}
+    first, second, third = [(job, attempts) for job, attempts in spy.played if job.temperature == 1]
+    assert [(job.rounds, len(job.rollouts)) for job, _ in (first, second, third)] == [(1, 3), (None, 1), (1, 2)]
+    assert {len(attempt.texts) for _, attempts in (first, third) for attempt in attempts} == {1}
     assert {attempt.question.workers for attempt in first[1]} == {WORKERS}
-    assert len({attempt.question.workers for attempt in second[1]}) > 1
+    assert len({attempt.question.workers for attempt in (*second[1], *third[1])}) > 1
 
 
 def test_weights_of_families(short: ConductorTraining, tmp_path: Path) -> None:
@@ -457,6 +457,7 @@ def test_config_makes_sense(change: dict[str, Any], match: str) -> None:
         {"focus": 1.1},
         {"form_batch": -1},
         {"settle": -1},
+        {"rounds": 1.1},
     ],
 )
 def test_grpo_makes_sense(setting: dict[str, Any]) -> None:

@@ -149,9 +149,10 @@ def _choose_fleet(args: argparse.Namespace) -> MakeFleet:
 
 
 def estimate_training(config: ConductorTraining, tasks: list[Task], spec: PoolSpec) -> LiveEstimate:
-    """Of all episodes, held-out ones included."""
-    grpo = config.grpo
+    """Of all episodes, held-out ones and those of demonstrated second rounds included."""
+    grpo, warm = config.grpo, config.warm_start
     episodes = grpo.steps * grpo.questions * grpo.attempts + (grpo.steps // grpo.eval_every + 2) * config.validate
+    episodes += round(warm.rounds * (warm.steps * warm.batch + grpo.steps * grpo.form_batch))
     return estimate_episodes(episodes, tasks, spec, effort=config.effort)
 
 

@@ -89,6 +89,9 @@ class GrpoConfig:
     advantage of a text a worker's mean over the batch is taken off where that worker is named. Reward moves a worker's
     share as such long before it makes a model look at the subtask; so nobody gains by being better on the whole, only
     by being better here than elsewhere (docs/log.md)."""
+    rounds: float = 1.0
+    """Share of a step's questions that have all the rounds which the effort allows; the others have one. Later rounds
+    have a prompt for every text, so they take most of the time."""
     form_batch: int = 0
     """Demonstrations in each step, learnt from except for whom they call; their supervised loss is added with weight 1
     (as PPO-ptx does, arXiv 2203.02155). Reward keeps nothing of the form where all attempts fail alike."""
@@ -113,8 +116,8 @@ class GrpoConfig:
             raise ConfigError("grpo: expected steps of 0 or more, lr and temperature above 0")
         if self.std_floor < 0 or self.entropy < 0:
             raise ConfigError(f"std_floor {self.std_floor}, entropy {self.entropy}: expected 0 or more")
-        if self.settle < 0:
-            raise ConfigError(f"settle {self.settle}: expected 0 steps or more")
+        if self.settle < 0 or not 0 <= self.rounds <= 1:
+            raise ConfigError(f"settle {self.settle}, rounds {self.rounds}: expected 0 steps or more, a share in 0..1")
         if self.form_batch < 0 or not 0 <= self.focus <= 1:
             raise ConfigError(f"form_batch {self.form_batch}, focus {self.focus}: expected 0 or more, a share in 0..1")
         if not (0 < self.clip_low < 1 and self.clip_high > 0 and 0 <= self.warmup < 1):
