@@ -22,6 +22,7 @@ from torafugu.train.second_rounds import SecondRounds
 AGAIN = replace(CONFIG.conductor, again=1)
 ROUNDS = SecondRounds(pool=POOL, pool_folder=Path(), conductor=AGAIN, effort="xhigh")
 QUESTIONS = [Question(task=task, workers=WORKERS) for task in composed_tasks(n=36, seed=4)]
+NOWHERE = "http://127.0.0.1:9"
 WARM = WarmStartConfig(steps=1, rounds=1.0)
 
 
@@ -77,6 +78,13 @@ def test_nobody_knows_a_workflow() -> None:
     task = msgspec.structs.replace(QUESTIONS[0].task, prompt="Who was it?")
     with pytest.raises(ConfigError, match="no workflow is known"):
         demonstrate([Question(task=task, workers=WORKERS)])
+
+
+def test_nobody_answers() -> None:
+    """Where no workflow can be executed there is nothing to be shown, and that is said."""
+    gone = replace(POOL, worker=tuple(replace(worker, dialect="openai", base_url=NOWHERE) for worker in POOL.worker))
+    with pytest.raises(ConfigError, match="none of 2 first workflows could be executed"):
+        replace(ROUNDS, pool=gone).demonstrate(QUESTIONS[:2], np.random.default_rng(0), warm=WARM)
 
 
 def test_second_rounds_are_learnt(tmp_path: Path) -> None:
