@@ -35,7 +35,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         default=USUAL_CONFIG,
-        help="a TOML file, or `conductor-tiny` (default), `conductor-smollm2`, `conductor-small`, `conductor-7b`",
+        help="a TOML file, or `conductor-tiny` (default), `conductor-unshown`, `conductor-smollm2`, `conductor-small`, "
+        "`conductor-7b`",
     )
     parser.add_argument("--pool", type=Path, help="pool file (default: the home pool, no keys needed)")
     parser.add_argument("--tasks", help="instead of the config's `tasks`; as of `fugu profile`")
