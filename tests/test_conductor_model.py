@@ -325,17 +325,19 @@ def make_attempt(
     rewards: Sequence[float | None],
     *texts: Written,
     is_valid: bool = False,
-    before: Sequence[float] | None = None,
-    scores: Sequence[float] = (0.0,),
+    before: Sequence[float | None] | None = None,
+    values: Sequence[float] | None = None,
 ) -> Attempt:
+    """`values`: as the rewards, where there are no prices."""
     task = Task(id="t", family="f", category="", dataset="", prompt="?", gold="", split="train")
     return Attempt(
         question=Question(task=task, workers=("a", "b")),
         episode=Episode(task="t", score=0.0),
         texts=texts,
         rewards=tuple(rewards),
-        before=(0.0,) * len(texts) if before is None else tuple(before),
-        scores=tuple(scores) * is_valid,
+        before=(None,) * len(texts) if before is None else tuple(before),
+        values=tuple(reward or 0.0 for reward in rewards) if values is None else tuple(values),
+        scores=(0.0,) * is_valid,
         plans=(Plan(steps=(Step(id=0, worker="a"),)),) * is_valid,
         cost_usd=None,
     )
@@ -386,12 +388,9 @@ def test_later_rounds_count_what_they_added() -> None:
     for by_round in (True, False):
         model = make_small()
         first = write_text(model, PROMPT, one)
-        kept = make_attempt(
-            [1.0, 1.0], first, write_text(model, other, two), before=[0.0, 1.0], scores=[1], is_valid=True
-        )
-        mended = make_attempt(
-            [1.0, 1.0], first, write_text(model, other, three), before=[0.0, 0.5], scores=[0, 1], is_valid=True
-        )
+        second, third = write_text(model, other, two), write_text(model, other, three)
+        kept = make_attempt([1.0, 1.0], first, second, before=[None, 1.0], is_valid=True)
+        mended = make_attempt([1.0, 1.0], first, third, before=[None, 0.5], values=[0.5, 1.0], is_valid=True)
         optimiser = torch.optim.SGD(model.model.parameters(), lr=1.0)
         told = learn(model, optimiser, [[kept, mended]], GrpoConfig(by_round=by_round, filter="score"), lr=0.01)
         assert told["groups/kept"] == 1  # what they came to in the end is the same, the way there is not
@@ -436,6 +435,52 @@ def test_baseline_of_workers() -> None:
             assert (~is_form).sum() == 2
             worth = torch.where(is_form, advantage, advantage - baselines[worker])
             (-(worth * row).sum() / total).backward()
+    for (name, new), (_, old) in zip(model.trainable, twin.trainable, strict=True):
+        torch.testing.assert_close(new, old - 0.1 * old.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("filter", ["reward", "score"])
+def test_rounds_that_differ_in_prices_only(filter: Any) -> None:
+    """By scores, first texts that came to the same are not learnt from, though later ones of their group are."""
+    model, other = make_small(), [9, 8, 7]
+    one, two, three = COMPLETIONS
+    firsts = [write_text(model, PROMPT, tokens) for tokens in (one, two)]
+    seconds = [write_text(model, other, tokens) for tokens in (two, three)]
+    group = [
+        make_attempt([0.5, 0.5], firsts[0], seconds[0], before=[None, 0.5], is_valid=True),
+        make_attempt([0.4, 0.9], firsts[1], seconds[1], before=[None, 0.5], values=[0.5, 1.0], is_valid=True),
+    ]
+    optimiser = torch.optim.SGD(model.model.parameters(), lr=1.0)
+    learn(model, optimiser, [group], GrpoConfig(filter=filter), lr=1e-3)
+    with torch.no_grad():
+        moved = model.logprobs(PROMPT, [one])[0][0].numpy() - firsts[0].logprobs
+    alone = make_small()
+    later = [
+        replace(a, texts=a.texts[1:], rewards=a.rewards[1:], before=a.before[1:], values=a.values[1:]) for a in group
+    ]
+    learn(alone, torch.optim.SGD(alone.model.parameters(), lr=1.0), [later], GrpoConfig(filter=filter), lr=1e-3)
+    with torch.no_grad():
+        without = alone.logprobs(PROMPT, [one])[0][0].numpy() - firsts[0].logprobs
+    assert np.allclose(moved, without, atol=1e-6) == (filter == "score")
+
+
+def test_names_that_nobody_has_are_not_excused() -> None:
+    """While a run settles, a text that names somebody who was not offered is learnt from as it is, its names, too."""
+    model, twin = make_small(), make_small()
+    prompt = model.encode_text("models: a, b\n")
+    texts = [WHO_DOES % ("a", "a"), WHO_DOES % ("axb", "a")]  # a name of several tokens
+    group = [
+        make_attempt([reward], replace(write_text(model, prompt, model.encode_reply(text)), text=text))
+        for text, reward in zip(texts, (0.5, 0.0), strict=True)
+    ]
+    config = GrpoConfig(by_std=False, max_grad_norm=1e9)
+    learn(model, torch.optim.SGD(model.model.parameters(), lr=1.0), [group], config, lr=0.1, settles=True)
+    replies = [twin.encode_reply(text) for text in texts]
+    for text, reply, advantage in zip(texts, replies, (0.25, -0.25), strict=True):
+        (row,), _ = twin.logprobs(prompt, [reply])
+        is_form = torch.tensor(make_form_mask(twin, text))
+        worth = torch.where(is_form, advantage, 0.0) if advantage > 0 else torch.full(row.shape, advantage)
+        (-(worth * row).sum() / sum(map(len, replies))).backward()
     for (name, new), (_, old) in zip(model.trainable, twin.trainable, strict=True):
         torch.testing.assert_close(new, old - 0.1 * old.grad, atol=1e-6, rtol=1e-4, msg=name)
 
@@ -499,7 +544,7 @@ def test_groups_that_differ_in_prices_only() -> None:
     from. One that was no workflow differs from one that was wrong."""
     model = make_small()
     texts = [write_text(model, PROMPT, tokens) for tokens in COMPLETIONS[:2]]
-    prices = [make_attempt([0.5 - i / 10], text, is_valid=True) for i, text in enumerate(texts)]
+    prices = [make_attempt([0.5 - i / 10], text, is_valid=True, values=[0.5]) for i, text in enumerate(texts)]
     form = [make_attempt([0.5 * i], text, is_valid=bool(i)) for i, text in enumerate(texts)]
     unknown = [make_attempt([0.5], texts[0]), make_attempt([None], texts[1])]
     kept = []

@@ -250,8 +250,21 @@ def test_credit_of_rounds(texts: list[str], rewards: tuple[float, ...], scores: 
     (attempt,) = play(right_and_wrong(), Told(by_question({"q": texts})), [(make_question(), 0)], TWO_ROUNDS)
     assert attempt.rewards == rewards
     assert attempt.scores == scores
-    assert attempt.before == (0.0, 0.5 + 0.5 * scores[0])[: len(rewards)] if scores else (0.0,)
+    assert attempt.before == ((None, 0.5 + 0.5 * scores[0]) if scores else (None,))
     assert len(attempt.texts) == len(rewards)
+
+
+@pytest.mark.parametrize(
+    ("texts", "rewards"), [([TO_A, RETURN], (0.98, 1.0)), ([TO_B, TO_B], (0.48, 0.48)), ([TO_A, TO_A], (0.98, 0.98))]
+)
+def test_prices_of_rounds(texts: list[str], rewards: tuple[float, ...]) -> None:
+    """Every workflow pays for itself: to let a result stand costs nothing, to plan the same again costs it again. What
+    was shown, and what came of a text, are counted without prices."""
+    config = replace(TWO_ROUNDS, reward=RewardConfig(per_call=0.02))
+    (attempt,) = play(right_and_wrong(), Told(by_question({"q": texts})), [(make_question(), 0)], config)
+    assert attempt.rewards == pytest.approx(rewards)
+    worth = 1.0 if texts[0] == TO_A else 0.5
+    assert (attempt.before, attempt.values) == ((None, worth), (worth, worth))
 
 
 def test_fewer_rounds() -> None:

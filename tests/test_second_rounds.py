@@ -10,10 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from small_conductor import CONFIG, POOL, WORKERS, rows_of, train
+from outcomes import Quiet
+from small_conductor import CONFIG, POOL, TASKS, WORKERS, rows_of, train
 from torafugu.envs.composed import composed_tasks, find_workflow
 from torafugu.errors import ConfigError
 from torafugu.orchestrate.plan import PlanFormat, parse_workflow
+from torafugu.train.conductor import train_conductor
 from torafugu.train.conductor_config import WarmStartConfig
 from torafugu.train.conductor_rollout import Question
 from torafugu.train.demonstrations import Demonstration, write_plan
@@ -80,11 +82,14 @@ def test_nobody_knows_a_workflow() -> None:
         demonstrate([Question(task=task, workers=WORKERS)])
 
 
-def test_nobody_answers() -> None:
-    """Where no workflow can be executed there is nothing to be shown, and that is said."""
+def test_nobody_answers(tmp_path: Path) -> None:
+    """Where no workflow can be executed there is nothing to be shown, and training says so."""
     gone = replace(POOL, worker=tuple(replace(worker, dialect="openai", base_url=NOWHERE) for worker in POOL.worker))
-    with pytest.raises(ConfigError, match="none of 2 first workflows could be executed"):
-        replace(ROUNDS, pool=gone).demonstrate(QUESTIONS[:2], np.random.default_rng(0), warm=WARM)
+    assert replace(ROUNDS, pool=gone).demonstrate(QUESTIONS[:2], np.random.default_rng(0), warm=WARM) == []
+    pytest.importorskip("torch")
+    config = replace(CONFIG, conductor=AGAIN, effort="xhigh", warm_start=replace(CONFIG.warm_start, rounds=1.0))
+    with pytest.raises(ConfigError, match="none of 8 first workflows could be executed"):
+        train_conductor(TASKS, gone, tmp_path, config=config, report=Quiet())
 
 
 def test_second_rounds_are_learnt(tmp_path: Path) -> None:

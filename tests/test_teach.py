@@ -238,7 +238,7 @@ def test_a_task_that_is_too_long_is_found_before_anybody_is_asked(fugu: Fugu) ->
     said = fugu(f"{TEACH} --n 5")
     assert said.status == 2
     assert "task 'long': " in said.err
-    assert "the teacher reads 320 at most" in said.err
+    assert "the teacher reads 448 at most" in said.err
     assert "done" not in said.err
 
 

@@ -435,7 +435,16 @@ AGAIN = replace(CONFIG.conductor, again=1)
             {"trainer": "trl", "effort": "max", "conductor": AGAIN, "warm_start": WarmStartConfig(steps=1, rounds=0.1)},
             "warm_start.rounds: only the trainer",
         ),
+        ({"trainer": "trl", "grpo": GrpoConfig(rounds=0.5)}, "grpo.rounds: only the trainer"),
         ({"warm_start": WarmStartConfig(steps=1, rounds=0.5)}, "no second rounds"),
+        (
+            {
+                "warm_start": WarmStartConfig(steps=1, rounds=0.5),
+                "effort": "xhigh",
+                "conductor": replace(AGAIN, again=0, recursion=True),
+            },
+            "expected conductor.again",
+        ),
         ({"warm_start": WarmStartConfig(steps=1, rounds=0.5), "effort": "xhigh"}, "no second rounds"),
     ],
 )

@@ -366,7 +366,7 @@ def _settings(
         "tasks": {"source": args.tasks, "split": args.split, "n": len(tasks), "sha256": hash_json(tasks)},
         "choice": {"n": len(choice), "sha256": hash_json(choice)},
         "policies": {c.name: c.policy.id for c in (lineup.ours, *lineup.others)},
-        "effort": args.effort,
+        "effort": args.effort or USUAL_EFFORT,
         "workers": {id: fingerprint(spec, base or Path()) for id, spec in opened.pool.specs.items()},
         "budget": msgspec.to_builtins(opened.installation.budget, builtin_types=()),
     }

@@ -152,7 +152,10 @@ def _calls_of(
         rounds = limits.rounds + config.replans
         return (
             Calls(
-                workers=(config.worker,), typical=1, most=config.attempts * rounds, extra_input_tokens=_CONDUCTOR_TOKENS
+                workers=(config.worker,),
+                typical=min(1 + config.again, limits.rounds),
+                most=config.attempts * rounds,
+                extra_input_tokens=_CONDUCTOR_TOKENS,
             ),
             Calls(
                 workers=_callable(config, opened),

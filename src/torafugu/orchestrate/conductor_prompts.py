@@ -71,6 +71,8 @@ Your workflow could not be executed to its end:
 {unavailable}Plan around this: write another workflow of at most {max_steps} steps in the same form. It starts anew, \
 with steps counted from 0; a step whose access is "all" also sees the results above.{left}"""
 _LONGEST_RESULT = 20_000
+_LONGEST_BRIEF = 1_000
+"""Characters, for a conductor that reads hundreds of tokens, not thousands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,9 +183,9 @@ def render_brief_round(
     result: str, *, others: Sequence[tuple[int, str]] = (), offer: Offer, plan: PlanFormat
 ) -> Message:
     """The same, to a conductor that was trained on this form. Three empty lists let the result stand here as well."""
-    shown = [f"result of step {at}: {_cut(reply)}" for at, reply in others]
+    shown = [f"result of step {at}: {_cut(reply, _LONGEST_BRIEF)}" for at, reply in others]
     rules = _render_brief_rules(offer, plan)
-    return Message(role="user", content="\n".join([*rules, *shown, f"result: {_cut(result)}"]))
+    return Message(role="user", content="\n".join([*rules, *shown, f"result: {_cut(result, _LONGEST_BRIEF)}"]))
 
 
 def render_replan(happened: Sequence[Happened], *, gone: Sequence[int], plan: PlanFormat, left: Left) -> Message:
@@ -203,9 +205,9 @@ def _render_happened(position: int, step: Happened) -> str:
     return f"{head}:\n<step_{position}_result>\n{_cut(step.result)}\n</step_{position}_result>"
 
 
-def _cut(text: str) -> str:
-    if len(text) > _LONGEST_RESULT:
-        half = _LONGEST_RESULT // 2
+def _cut(text: str, longest: int = _LONGEST_RESULT) -> str:
+    if len(text) > longest:
+        half = longest // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
     return quote(text)
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..cluster.fleet import Fleet, in_process, take_results
-from ..conductors import find_folder, write_conductor_card
+from ..conductors import write_conductor_card
 from ..envs.composed import find_workflow
 from ..errors import ConfigError
 from ..eval.report import Reporter
@@ -127,6 +127,8 @@ class _Run:
         self.second_rounds = SecondRounds(
             pool=pool, pool_folder=pool_folder, conductor=config.conductor, effort=config.effort
         )
+        self.shown_rounds = 0
+        """Demonstrated by this process."""
         self.model = self._make_model()
         if self.demonstrations is not None and config.grpo.form_batch:
             _check_workers_are_found(self.model, self.demonstrations)
@@ -139,13 +141,13 @@ class _Run:
         config = self.config
         if config.model is not None:
             return load_model(
-                find_folder(config.model, Path()),
+                Path(config.model),
                 lora=config.lora,
                 adapter=None if config.adapter is None else Path(config.adapter),
                 seed=config.seed,
                 dtype=config.dtype,
             )
-        pairs = self._draw_pairs(_TOKENISER_TEXTS, np.random.default_rng([config.seed, _TOKENISER]))
+        pairs = self._draw_firsts(_TOKENISER_TEXTS, np.random.default_rng([config.seed, _TOKENISER]))
         tokeniser = train_tokeniser((pair.prompt + pair.reply for pair in pairs), config.size.vocabulary)
         return make_model(config.size, tokeniser, seed=config.seed)
 
@@ -294,19 +296,29 @@ class _Run:
     # --- draws
 
     def _draw_pairs(self, n: int, rng: np.random.Generator) -> list[Pair]:
+        """Demonstrations, second rounds among them; where a first workflow could not be executed, a first round.
+
+        Raises:
+            ConfigError: no second round could be demonstrated so far.
+        """
+        if self.demonstrations is not None or not self.config.warm_start.rounds:
+            return self._draw_firsts(n, rng)
+        warm = self.config.warm_start
+        questions = self.questions.draw(int(rng.binomial(n, warm.rounds)), rng)
+        seconds = self.second_rounds.demonstrate(questions, rng, warm=warm)
+        self.shown_rounds += len(seconds)
+        if questions and not self.shown_rounds:
+            raise ConfigError(
+                f"warm_start.rounds: none of {len(questions)} first workflows could be executed and graded: see that "
+                "the workers answer (fugu doctor)"
+            )
+        return [*self._draw_firsts(n - len(seconds), rng), *map(to_pair, seconds)]
+
+    def _draw_firsts(self, n: int, rng: np.random.Generator) -> list[Pair]:
         if self.demonstrations is not None:
             return [self.demonstrations[int(i)] for i in rng.integers(len(self.demonstrations), size=n)]
         config, questions = self.config, self.questions.draw(n, rng)
-        warm = config.warm_start
-        if not warm.rounds:
-            return draw_pairs(questions, config.conductor, rng, effort=config.effort, warm=warm)
-        of_second = rng.random(n) < warm.rounds
-        firsts = [question for question, is_second in zip(questions, of_second, strict=True) if not is_second]
-        seconds = [question for question, is_second in zip(questions, of_second, strict=True) if is_second]
-        return [
-            *draw_pairs(firsts, config.conductor, rng, effort=config.effort, warm=warm),
-            *map(to_pair, self.second_rounds.demonstrate(seconds, rng, warm=warm)),
-        ]
+        return draw_pairs(questions, config.conductor, rng, effort=config.effort, warm=config.warm_start)
 
     def _write_served(self, name: str) -> None:
         write_served(self.out / name, self.model, self.player.graph)

@@ -176,10 +176,6 @@ def _brief_conductor() -> ConductorConfig:
     )
 
 
-def _rounds(effort: str, conductor: ConductorConfig) -> int:
-    return EFFORTS[effort].rounds if conductor.again or conductor.recursion else 1
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConductorTraining:
     """One run."""
@@ -188,8 +184,8 @@ class ConductorTraining:
     trainer: Literal["own", "trl"] = "own"
     """`own`: the short loop of this package, for CPUs; `trl`: TRL's GRPOTrainer, for GPUs."""
     model: str | None = None
-    """A llama to begin with: a folder, a GGUF file, or `shipped:home`; for `trl` any causal language model, or a name
-    on the hub. None: from nothing."""
+    """A llama to begin with: a folder, or a GGUF file; for `trl` any causal language model, or a name on the hub. None:
+    from nothing."""
     revision: str | None = None
     """Commit of a model of the hub."""
     size: LlamaSize = field(default_factory=LlamaSize)
@@ -234,10 +230,10 @@ class ConductorTraining:
             raise ConfigError(f"adapter {self.adapter!r}: expected a table `lora` beside it")
         if self.model is None and self.warm_start.steps == 0:
             raise ConfigError("warm_start.steps 0: a model that is made from nothing has to be shown workflows first")
-        if self.warm_start.rounds and _rounds(self.effort, self.conductor) < 2:
+        if self.warm_start.rounds and not (self.conductor.again and EFFORTS[self.effort].rounds > 1):
             raise ConfigError(
-                "warm_start.rounds: there are no second rounds: expected conductor.again or conductor.recursion, and "
-                "an effort with more than one round (xhigh, max)"
+                "warm_start.rounds: there are no second rounds: expected conductor.again of at least 1, and an effort "
+                "with more than one round (xhigh, max)"
             )
         if self.pool_sizes is not None and (not self.pool_sizes or min(self.pool_sizes) < 1):
             raise ConfigError(f"pool_sizes {self.pool_sizes!r}: expected numbers of at least 1")
@@ -247,6 +243,7 @@ class ConductorTraining:
             "grpo.form_batch": self.grpo.form_batch,
             "grpo.focus": self.grpo.focus,
             "grpo.settle": self.grpo.settle,
+            "grpo.rounds": self.grpo.rounds != 1,
             "warm_start.rounds": self.warm_start.rounds,
         }
         if self.trainer == "trl" and (set_ := [name for name, value in own.items() if value]):

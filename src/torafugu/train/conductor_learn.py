@@ -58,9 +58,9 @@ def learn(
         "groups/flat": kept.flat / len(groups),
         "groups/dropped": kept.dropped,
     }
-    if not kept.groups and not demonstrations:
+    batches = [batch for p in kept.groups if (batch := _to_batch(groups[p], config))]
+    if not batches and not demonstrations:
         return learned
-    batches = [_to_batch(groups[p], config) for p in kept.groups]
     baselines: dict[str, float] = {}
     if settles:
         batches = [[replace(text, named=_find_named(model, text)) for text in batch] for batch in batches]
@@ -91,11 +91,10 @@ def learn(
 
 
 def _to_scores(group: Sequence[Attempt]) -> list[float | None]:
-    """The same number for attempts that came to the same in every round. What was no workflow differs from one that
-    was wrong, too: else nothing would speak against losing the form."""
+    """The same number for attempts that came to the same in every round, prices apart. What was no workflow differs
+    from one that was wrong, too: else nothing would speak against losing the form."""
     outcomes = [
-        None if None in attempt.rewards or attempt.episode.score is None else (attempt.is_valid, attempt.scores)
-        for attempt in group
+        None if None in attempt.rewards or attempt.episode.score is None else attempt.values for attempt in group
     ]
     kinds = list(dict.fromkeys(outcomes))
     return [None if outcome is None else float(kinds.index(outcome)) for outcome in outcomes]
@@ -103,22 +102,24 @@ def _to_scores(group: Sequence[Attempt]) -> list[float | None]:
 
 def _to_batch(group: Sequence[Attempt], config: GrpoConfig) -> list[_Text]:
     """A text is compared with those of its own round, by what it added to the result that it was shown: what the rounds
-    before had left to it is none of its merit."""
-    rounds: dict[int, list[tuple[Written, float]]] = {}
+    before had left to it is none of its merit. Where prices are not to decide, rounds that differ in nothing else are
+    left out."""
+    rounds: dict[int, list[tuple[Written, float, float]]] = {}
     offered = group[0].question.workers
     for attempt in group:
-        for number, (text, reward, before) in enumerate(
-            zip(attempt.texts, attempt.rewards, attempt.before, strict=True)
-        ):
+        texts = zip(attempt.texts, attempt.rewards, attempt.values, attempt.before, strict=True)
+        for number, (text, reward, value, shown) in enumerate(texts):
             assert reward is not None, "such groups are dropped"
-            worth = reward - before if config.by_round else reward
-            rounds.setdefault(number if config.by_round else 0, []).append((text, worth))
+            before = (shown or 0.0) if config.by_round else 0.0
+            rounds.setdefault(number if config.by_round else 0, []).append((text, reward - before, value - before))
     batch = []
-    for texts in rounds.values():
-        rewards = [reward for _, reward in texts]
+    for found in rounds.values():
+        if config.filter == "score" and not group_advantages([value for _, _, value in found]).any():
+            continue
+        rewards = [reward for _, reward, _ in found]
         advantages = group_advantages(rewards, by_std=config.by_std, std_floor=config.std_floor)
         batch += [
-            _Text(text, float(advantage), offered) for (text, _), advantage in zip(texts, advantages, strict=True)
+            _Text(text, float(advantage), offered) for (text, _, _), advantage in zip(found, advantages, strict=True)
         ]
     return batch
 

@@ -61,7 +61,7 @@ def describe_attempts(
 def _describe_rounds(valid: Sequence[Attempt]) -> dict[str, Json]:
     """What rounds after the first did; nothing where nobody was asked for more than one text. What was mended is a
     share of what had been wrong, what was kept of what had been right."""
-    several = [a for a in valid if len(a.texts) > 1 and a.scores and a.scores[0] is not None]
+    several = [a for a in valid if any(b is not None for b in a.before) and a.scores[0] is not None]
     if not several:
         return {}
     right = [a for a in several if a.scores[0] == 1]

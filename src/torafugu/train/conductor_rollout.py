@@ -111,8 +111,11 @@ class Attempt:
     """One for each time that the conductor was asked."""
     rewards: tuple[float | None, ...]
     """Of each text. None: somebody other than the conductor failed."""
-    before: tuple[float, ...]
-    """What the result that each text was shown was worth as a reward; 0 where there was none yet."""
+    values: tuple[float, ...]
+    """What the result after each text is worth, prices apart: of its workflow, of the one that it let stand; 0 where
+    it was neither."""
+    before: tuple[float | None, ...]
+    """The same of the result that each text was shown; None: there was none yet."""
     scores: tuple[float | None, ...]
     """Of the workflows that were executed, each as if the run had ended with it."""
     plans: tuple[Plan, ...]
@@ -210,13 +213,15 @@ class Rollouts:
             self._desk.leave()
         texts = tuple(self._desk.take(seed, question.task.id))
         scores = tuple(self._score(question.task, happened.replies.get(plan.steps[-1].id)) for plan in happened.plans)
-        rewards, before = self._reward(episode, happened, scores, len(texts))
+        rewards = self._reward(episode, happened, scores, len(texts))
+        worths = [self._config.reward.reward(score=s, is_valid=True, calls=0, cost_usd=0.0) or 0.0 for s in scores]
         return Attempt(
             question=question,
             episode=episode,
             texts=texts,
             rewards=rewards,
-            before=before,
+            values=tuple(happened.share_out(worths, worths, len(texts))),
+            before=tuple(happened.find_before(worths, len(texts))),
             scores=scores,
             plans=tuple(happened.plans),
             cost_usd=happened.cost_usd,
@@ -224,14 +229,14 @@ class Rollouts:
 
     def _reward(
         self, episode: Episode, happened: _Happened, scores: Sequence[float | None], texts: int
-    ) -> tuple[tuple[float | None, ...], tuple[float, ...]]:
+    ) -> tuple[float | None, ...]:
         """Of each text: those that were no workflow get nothing, the others what their workflow came to, and a share
-        of what the next one made of it. -> rewards, and what each had before it"""
+        of what the next one made of it. One that lets a result stand costs nothing: the price is paid already."""
         config = self._config
-        nothing = (0.0,) * texts
         if episode.fault is not None and episode.fault != "policy":
-            return (None,) * texts, nothing
+            return (None,) * texts
         rounds: list[float] = []
+        worths: list[float] = []
         for plan, score in zip(happened.plans, scores, strict=True):
             reward = config.reward.reward(
                 score=score,
@@ -239,13 +244,15 @@ class Rollouts:
                 calls=len(plan.steps),
                 cost_usd=happened.cost_of(plan),
             )
-            if reward is None:
-                return (None,) * texts, nothing
+            worth = config.reward.reward(score=score, is_valid=True, calls=0, cost_usd=0.0)
+            if reward is None or worth is None:
+                return (None,) * texts
             rounds.append(reward)
+            worths.append(worth)
         if not rounds:
-            return nothing, nothing
+            return (0.0,) * texts
         credited = assign_credit(rounds) if config.discount is None else assign_credit(rounds, discount=config.discount)
-        return tuple(happened.share_out(credited, texts)), tuple(happened.find_before(rounds, texts))
+        return tuple(happened.share_out(credited, worths, texts))
 
     def _score(self, task: Task, reply: Reply | None) -> float | None:
         if reply is None:
@@ -281,20 +288,20 @@ class _Happened:
     async def wait_durable(self) -> None:
         return
 
-    def share_out(self, credited: Sequence[float], texts: int) -> list[float]:
+    def share_out(self, credited: Sequence[float], worths: Sequence[float], texts: int) -> list[float]:
         """Each text's reward: that of the workflow which it was; 0 where it was none, though the run may answer with an
         earlier result. A later round's text that returns the result as it is keeps what the result was worth."""
         rewards = [0.0] * texts
         for reward, number in zip(credited, self._texts_of_plan, strict=True):
             rewards[number - 1] = reward
         if self._has_returned:
-            rewards[texts - 1] = credited[-1]
+            rewards[texts - 1] = worths[-1]
         return rewards
 
-    def find_before(self, rounds: Sequence[float], texts: int) -> list[float]:
-        """For each text, what the latest workflow before it came to; 0 if there was none."""
+    def find_before(self, worths: Sequence[float], texts: int) -> list[float | None]:
+        """For each text, what the latest workflow before it came to; None if there was none."""
         done = [sum(number <= text for number in self._texts_of_plan) for text in range(texts)]
-        return [rounds[count - 1] if count else 0.0 for count in done]
+        return [worths[count - 1] if count else None for count in done]
 
     def cost_of(self, plan: Plan) -> float | None:
         costs = [self.replies[step.id].cost_usd for step in plan.steps if step.id in self.replies]

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from ..episode import run_episode
-from ..errors import ConfigError
 from ..grade.by_task import TaskGrader
 from ..orchestrate import Budget
 from ..orchestrate.conductor import Conductor, ConductorConfig
@@ -53,22 +52,16 @@ class SecondRounds:
         """One for each question whose first workflow could be executed and graded. Blocks.
 
         Raises:
-            ConfigError: nobody knows a workflow for a task, or no first workflow could be executed and graded.
+            ConfigError: nobody knows a workflow for a task.
         """
         drawn = [self._draw(question, rng, warm) for question in questions]
         with ThreadPoolExecutor(1) as beside:  # whoever trains has a loop of events running in this thread
             played = beside.submit(asyncio.run, self._play(questions, [first for first, _ in drawn])).result()
-        made = [
+        return [
             Demonstration(messages=asked, text=_to_stand(self.conductor) if is_right else second)
             for (is_right, asked), (_, second) in zip(played, drawn, strict=True)
             if is_right is not None and asked is not None
         ]
-        if questions and not made:
-            raise ConfigError(
-                f"warm_start.rounds: none of {len(questions)} first workflows could be executed and graded: see that "
-                "the workers answer (fugu doctor)"
-            )
-        return made
 
     def _draw(self, question: Question, rng: np.random.Generator, warm: WarmStartConfig) -> tuple[str, str]:
         """The texts of a first round and of one that mends it. The question stays as it is: without the sentence on the
