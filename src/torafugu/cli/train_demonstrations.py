@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_options"]
 
-_GENERATED = ("home", "home-multi")
 _TASKS = 30_000
 """Generated to draw from, as for the conductors that ship: few are drawn twice."""
 
@@ -49,6 +48,7 @@ def _command(args: argparse.Namespace) -> int:
 
     from ..train.teach import Teacher, draw_questions, teach
     from ..train.warm_start import write_pairs
+    from .evaluate_live import GENERATED
     from .train import load_tasks, wants_to_go_on
 
     _check_file(args.out, force=args.force)
@@ -56,7 +56,7 @@ def _command(args: argparse.Namespace) -> int:
     spec, _ = installation.read_answering()
     folder = find_folder(HOME_CONDUCTOR, Path()) if args.teacher is None else args.teacher
     teacher = Teacher(folder, spec, pool_folder=installation.pool_folder)
-    tasks = load_tasks(args.tasks, n=_TASKS if args.tasks in _GENERATED else None, seed=args.seed)
+    tasks = load_tasks(args.tasks, n=_TASKS if args.tasks in GENERATED else None, seed=args.seed)
     rng = np.random.default_rng(args.seed)
     questions = draw_questions(tasks, spec, n=args.n, sizes=args.pool_sizes, rng=rng)
     teacher.check_room(questions)

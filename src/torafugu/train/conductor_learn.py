@@ -110,6 +110,7 @@ def _to_batch(group: Sequence[Attempt], config: GrpoConfig) -> list[_Text]:
         texts = zip(attempt.texts, attempt.rewards, attempt.values, attempt.before, strict=True)
         for number, (text, reward, value, shown) in enumerate(texts):
             assert reward is not None, "such groups are dropped"
+            assert value is not None, "it is known where the reward is"
             before = (shown or 0.0) if config.by_round else 0.0
             rounds.setdefault(number if config.by_round else 0, []).append((text, reward - before, value - before))
     batch = []

@@ -22,12 +22,11 @@ from ..grade.task import Task
 from ..local.llama import LlamaConfig
 from ..local.llama_onnx import LlamaOnnx
 from ..orchestrate.policy import Direct
-from ..pool import Backend, open_pool
-from ..pool.spec import PoolSpec, WorkerSpec
+from ..pool import open_pool
+from ..pool.spec import PoolSpec
 from .conductor_config import ConductorTraining
 from .conductor_model import render_bare
 from .conductor_rollout import (
-    CONDUCTOR,
     Asked,
     Attempt,
     Desk,
@@ -36,6 +35,7 @@ from .conductor_rollout import (
     Rollouts,
     Written,
     add_conductor,
+    makers_around,
 )
 
 __all__ = ["Job", "OnnxWriter", "Player", "PlayerSetup", "play_singles"]
@@ -134,15 +134,7 @@ class Player:
 
     async def _play(self, job: Job) -> list[Attempt]:
         setup, desk = self._setup, Desk(self._writer)
-
-        def make_local(spec: WorkerSpec) -> Backend:
-            if spec.id == CONDUCTOR:
-                return desk
-            from ..local.generator import make_generator
-
-            return make_generator(spec, folder=setup.pool_folder)
-
-        async with open_pool(add_conductor(setup.pool), makers={"local": make_local}) as pool:
+        async with open_pool(add_conductor(setup.pool), makers=makers_around(desk, setup.pool_folder)) as pool:
             rollouts = Rollouts(pool, desk, TaskGrader(), to_rollout_config(setup.config))
             jobs = [(question, seed) for question, seeds in job.rollouts for seed in seeds]
             return await rollouts.play(jobs, temperature=job.temperature, rounds=job.rounds)

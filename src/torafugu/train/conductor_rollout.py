@@ -15,7 +15,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,9 @@ from ..grade.task import Task
 from ..orchestrate import Budget
 from ..orchestrate.conductor import RESULT_STANDS, Conductor, ConductorConfig
 from ..pool import Completion, Pool, Prices
-from ..pool.backend import OnDelta, Query
-from ..pool.spec import Limits, PoolSpec, Timeouts, WorkerSpec
+from ..pool.backend import Backend, OnDelta, Query
+from ..pool.open import Maker
+from ..pool.spec import Dialect, Limits, PoolSpec, Timeouts, WorkerSpec
 from ..types import Message, Plan, Reply, Sampling, Usage
 from .credit import assign_credit
 from .grpo import RewardConfig
@@ -45,6 +47,7 @@ __all__ = [
     "Writer",
     "Written",
     "add_conductor",
+    "makers_around",
 ]
 
 CONDUCTOR = "conductor"
@@ -111,11 +114,11 @@ class Attempt:
     """One for each time that the conductor was asked."""
     rewards: tuple[float | None, ...]
     """Of each text. None: somebody other than the conductor failed."""
-    values: tuple[float, ...]
+    values: tuple[float | None, ...]
     """What the result after each text is worth, prices apart: of its workflow, of the one that it let stand; 0 where
-    it was neither."""
+    it was neither; None as of the rewards."""
     before: tuple[float | None, ...]
-    """The same of the result that each text was shown; None: there was none yet."""
+    """The same of the result that each text was shown; None: there was none yet, or as of the rewards."""
     scores: tuple[float | None, ...]
     """Of the workflows that were executed, each as if the run had ended with it."""
     plans: tuple[Plan, ...]
@@ -136,6 +139,8 @@ class Attempt:
 
 _NOTHING = "(nothing was written)"
 """An empty reply would be the fault of a worker, and nothing would be learnt from it."""
+_OfTexts: TypeAlias = tuple[float | None, ...]
+"""A number for each text."""
 _MANY = 1_000_000
 _DAY_S = 86_400.0
 _BUDGET = Budget(seconds=None)
@@ -162,6 +167,20 @@ def add_conductor(pool: PoolSpec) -> PoolSpec:
     )
     patient = [replace(worker, limits=replace(worker.limits, queue=_MANY)) for worker in pool.worker]
     return replace(pool, worker=(*patient, conductor))
+
+
+def makers_around(conductor: Backend, folder: Path) -> dict[Dialect, Maker]:
+    """Of local workers, for `open_pool`: the conductor's backend, and models of the pool whose paths start at
+    `folder`."""
+
+    def make_local(spec: WorkerSpec) -> Backend:
+        if spec.id == CONDUCTOR:
+            return conductor
+        from ..local.generator import make_generator
+
+        return make_generator(spec, folder=folder)
+
+    return {"local": make_local}
 
 
 class Rollouts:
@@ -213,46 +232,46 @@ class Rollouts:
             self._desk.leave()
         texts = tuple(self._desk.take(seed, question.task.id))
         scores = tuple(self._score(question.task, happened.replies.get(plan.steps[-1].id)) for plan in happened.plans)
-        rewards = self._reward(episode, happened, scores, len(texts))
-        worths = [self._config.reward.reward(score=s, is_valid=True, calls=0, cost_usd=0.0) or 0.0 for s in scores]
+        rewards, values, before = self._judge(episode, happened, scores, len(texts))
         return Attempt(
             question=question,
             episode=episode,
             texts=texts,
             rewards=rewards,
-            values=tuple(happened.share_out(worths, worths, len(texts))),
-            before=tuple(happened.find_before(worths, len(texts))),
+            values=values,
+            before=before,
             scores=scores,
             plans=tuple(happened.plans),
             cost_usd=happened.cost_usd,
         )
 
-    def _reward(
+    def _judge(
         self, episode: Episode, happened: _Happened, scores: Sequence[float | None], texts: int
-    ) -> tuple[float | None, ...]:
-        """Of each text: those that were no workflow get nothing, the others what their workflow came to, and a share
-        of what the next one made of it. One that lets a result stand costs nothing: the price is paid already."""
-        config = self._config
+    ) -> tuple[_OfTexts, _OfTexts, _OfTexts]:
+        """-> rewards, values, what each text was shown
+
+        Texts that were no workflow get nothing, the others what their workflow came to, and a share of what the next
+        one made of it. One that lets a result stand costs nothing: the price is paid already.
+        """
+        config, unknown = self._config, (None,) * texts
         if episode.fault is not None and episode.fault != "policy":
-            return (None,) * texts
+            return unknown, unknown, unknown
         rounds: list[float] = []
         worths: list[float] = []
         for plan, score in zip(happened.plans, scores, strict=True):
-            reward = config.reward.reward(
-                score=score,
-                is_valid=True,
-                calls=len(plan.steps),
-                cost_usd=happened.cost_of(plan),
-            )
+            cost = happened.cost_of(plan)
+            reward = config.reward.reward(score=score, is_valid=True, calls=len(plan.steps), cost_usd=cost)
             worth = config.reward.reward(score=score, is_valid=True, calls=0, cost_usd=0.0)
             if reward is None or worth is None:
-                return (None,) * texts
+                return unknown, unknown, unknown
             rounds.append(reward)
             worths.append(worth)
-        if not rounds:
-            return (0.0,) * texts
         credited = assign_credit(rounds) if config.discount is None else assign_credit(rounds, discount=config.discount)
-        return tuple(happened.share_out(credited, worths, texts))
+        return (
+            tuple(happened.share_out(credited, worths, texts)),
+            tuple(happened.share_out(worths, worths, texts)),
+            tuple(happened.find_before(worths, texts)),
+        )
 
     def _score(self, task: Task, reply: Reply | None) -> float | None:
         if reply is None:

@@ -20,12 +20,21 @@ from ..errors import ConfigError
 from ..grade.by_task import TaskGrader
 from ..grade.grader import Grader
 from ..orchestrate.conductor import EFFORTS
-from ..pool import Backend, Completion, Pool, open_pool
+from ..pool import Completion, Pool, open_pool
 from ..pool.backend import OnDelta, Query
-from ..pool.spec import PoolSpec, WorkerSpec
+from ..pool.spec import PoolSpec
 from .conductor_config import ConductorTraining
 from .conductor_player import to_rollout_config
-from .conductor_rollout import CONDUCTOR, Asked, Attempt, Desk, Question, Rollouts, Written, add_conductor
+from .conductor_rollout import (
+    Asked,
+    Attempt,
+    Desk,
+    Question,
+    Rollouts,
+    Written,
+    add_conductor,
+    makers_around,
+)
 
 __all__ = ["Scorer", "Text", "check_asks_once", "open_scorer", "score_texts"]
 
@@ -108,15 +117,7 @@ async def open_scorer(
     """
     check_asks_once(config)
     desks = _Desks()
-
-    def make_local(spec: WorkerSpec) -> Backend:
-        if spec.id == CONDUCTOR:
-            return desks
-        from ..local.generator import make_generator
-
-        return make_generator(spec, folder=pool_folder)
-
-    async with open_pool(add_conductor(pool), makers={"local": make_local}) as opened:
+    async with open_pool(add_conductor(pool), makers=makers_around(desks, pool_folder)) as opened:
         yield Scorer(opened, desks, grader or TaskGrader(), config)
 
 

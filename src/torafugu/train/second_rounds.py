@@ -22,12 +22,12 @@ from ..grade.by_task import TaskGrader
 from ..orchestrate import Budget
 from ..orchestrate.conductor import Conductor, ConductorConfig
 from ..orchestrate.plan import PlanFormat, Workflow, write_workflow
-from ..pool import Backend, Completion, Pool, open_pool
+from ..pool import Completion, Pool, open_pool
 from ..pool.backend import OnDelta, Query
-from ..pool.spec import PoolSpec, WorkerSpec
+from ..pool.spec import PoolSpec
 from ..types import Message, Sampling, Usage
 from .conductor_config import WarmStartConfig
-from .conductor_rollout import CONDUCTOR, Question, add_conductor
+from .conductor_rollout import CONDUCTOR, Question, add_conductor, makers_around
 from .demonstrations import Demonstration, make_demonstration
 
 __all__ = ["SecondRounds"]
@@ -83,20 +83,14 @@ class SecondRounds:
         script = _Script(firsts, _to_stand(self.conductor))
         models = {worker.id: worker.model for worker in add_conductor(self.pool).worker}
 
-        def make_local(spec: WorkerSpec) -> Backend:
-            if spec.id == CONDUCTOR:
-                return script
-            from ..local.generator import make_generator
-
-            return make_generator(spec, folder=self.pool_folder)
-
         async def play(number: int, question: Question, pool: Pool) -> bool | None:
             policy = Conductor(replace(self.conductor, worker=CONDUCTOR, workers=question.workers), models)
             sampling = Sampling(seed=number, reasoning_effort=self.effort)
             episode = await run_episode(question.task, policy, pool, TaskGrader(), sampling=sampling, budget=_BUDGET)
             return episode.correct if episode.fault is None else None
 
-        async with open_pool(add_conductor(self.pool), makers={"local": make_local}) as pool:
+        makers = makers_around(script, self.pool_folder)
+        async with open_pool(add_conductor(self.pool), makers=makers) as pool:
             played = await asyncio.gather(*(play(number, question, pool) for number, question in enumerate(questions)))
         return [(is_right, script.asked.get(number)) for number, is_right in enumerate(played)]
 
