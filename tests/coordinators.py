@@ -106,14 +106,16 @@ def make_head(
 
 
 def write_answers(folder: Path, *, workers: str = "abcd", count: int = 10, seed: int = 0) -> RecordedSet:
-    """Random answers out of few, so that they often agree; a tenth is empty, a sixth was never recorded."""
+    """Random answers out of few, so that they often agree, in one of two wordings; a tenth is empty, a sixth was never
+    recorded.
+    """
     draw = np.random.default_rng([seed, 2])
     write_rows(folder, "questions", [question(f"q{i}") for i in range(count)])
     rows = []
     for i in range(count):
         for k, worker in enumerate(workers):
-            answer = str(draw.choice(["right", "right", "wrong", "other", ""], p=[0.25, 0.25, 0.2, 0.2, 0.1]))
-            score = 1.0 if answer == "right" else 0.25 * (answer == "other")
+            answer = str(draw.choice(["right", "Right.", "wrong", "other", ""], p=[0.25, 0.25, 0.2, 0.2, 0.1]))
+            score = {"right": 1.0, "Right.": 0.75, "other": 0.25}.get(answer, 0.0)
             if draw.random() > 1 / 6 or k == i % len(workers):  # someone was asked
                 rows.append(outcome(f"q{i}", worker, score, answer=answer))
     write_rows(folder, "outcomes", rows)
@@ -124,17 +126,20 @@ def to_world(recorded: RecordedSet, head: CoordinatorHead) -> World:
     """The same answers as arrays."""
     n, size = len(recorded.questions), len(recorded.workers)
     score = np.full((n, size), np.nan)
-    same = np.zeros((n, size, size), bool)
+    same, alike = np.zeros((n, size, size), bool), np.zeros((n, size, size), bool)
     for i, row in enumerate(recorded.questions):
         samples = [recorded.samples.get((row.qid, worker)) for worker in recorded.workers]
         for j, found in enumerate(samples):
             if found is not None:
                 score[i, j] = found[0].correct
                 for k, other in enumerate(samples):
-                    same[i, j, k] = other is not None and found[0].answer == other[0].answer != ""
+                    texts = [found[0].answer, "" if other is None else other[0].answer]
+                    alike[i, j, k] = texts[0] == texts[1] != ""
+                    same[i, j, k] = alike[i, j, k] or sorted(texts) == ["Right.", "right"]
     return World(
         score=score,
         same=same,
+        alike=alike,
         cost=np.random.default_rng(3).random((n, size)),
         prospect=head.prospect(Texts().states([row.text for row in recorded.questions])),
         unreadable=np.zeros(n, bool),

@@ -77,7 +77,11 @@ def accuracy(head: CoordinatorHead, matrix: OutcomeMatrix) -> float:
     at = [ordered.workers.index(worker.id) for worker in head.card.workers]
     world = matrix_to_world(ordered, head.prospect(hidden_of(matrix)))
     world = dataclasses.replace(
-        world, score=world.score[:, at], same=world.same[:, at][:, :, at], cost=world.cost[:, at]
+        world,
+        score=world.score[:, at],
+        same=world.same[:, at][:, :, at],
+        alike=world.alike[:, at][:, :, at],
+        cost=world.cost[:, at],
     )
     return float(play(world, head.evidence, head.head, head.rules).score.mean())
 

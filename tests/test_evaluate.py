@@ -166,11 +166,25 @@ def test_baselines_by_hand(matrix: OutcomeMatrix) -> None:
     assert vote_score(test, [bee]).tolist() == [1, 1, 1, 0, 0]  # x2: bee was not asked, ant stands in
 
 
+def test_votes_by_meaning(tmp_path: Path) -> None:
+    """Answers that say the same are one; of their wordings the most common is scored, else the better voter's."""
+    given = {"a": ("0.5", 0.0), "b": ("1/2", 1.0), "c": ("1/2", 1.0), "d": ("3", 0.0), "e": ("3", 0.0)}
+    rows = [outcome("q", worker, score, answer=answer) for worker, (answer, score) in given.items()]
+    write_rows(tmp_path, "questions", [question("q")])
+    write_rows(tmp_path, "outcomes", rows)
+    matrix = build_matrix(read_recorded(tmp_path))
+    d, e, a, b, c = 3, 4, 0, 1, 2
+    assert vote_score(matrix, [d, e, a, b, c]).tolist() == [0.0]
+    assert vote_score(matrix, [d, e, a, b, c], by_meaning=True).tolist() == [1.0]
+    assert vote_score(matrix, [a, b, d], by_meaning=True).tolist() == [0.0]
+
+
 def test_measured_baselines(matrix: OutcomeMatrix) -> None:
     """What could be measured has scores and calls; what could not says why, and is not zero."""
     train, test = matrix.split("train"), matrix.split("test")
     found = {m.name: m for m in measure_baselines(train, train.rows([]), test, None)}
-    assert list(found) == ["random", "best_per_category", "vote_3", "vote_5", "knn", "svm_linear", "svm_rbf"]
+    votes = ["vote_3", "vote_5", "vote_5_by_meaning"]
+    assert list(found) == ["random", "best_per_category", *votes, "knn", "svm_linear", "svm_rbf"]
     means = {name: None if m.scores is None else m.scores.mean() for name, m in found.items()}
     assert means["random"] == pytest.approx(0.5)
     assert (means["best_per_category"], means["vote_3"], means["vote_5"]) == (
@@ -189,7 +203,7 @@ def test_no_training_split(matrix: OutcomeMatrix) -> None:
     found = measure_baselines(test.rows([]), test.rows([]), test, None)
     assert [m.name for m in found if m.scores is not None] == ["random"]
     assert {m.why_not for m in found if m.scores is None} == {"no training questions to choose on"}
-    assert len(found) == 7
+    assert len(found) == 8
 
 
 def test_stand_in_for_an_unasked_worker(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def see_trust(
         worked=known,
         current=np.where(known.any(1), known.argmax(1), -1),
         same=same,
+        alike=same,
         empty=~np.diagonal(same, axis1=1, axis2=2),
         unreadable=np.zeros(n, bool),
         thought=np.zeros(n, bool),

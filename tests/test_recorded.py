@@ -312,10 +312,10 @@ def test_cost_of_a_replay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("verifies", "verdict"), [("4", "ACCEPT"), ("5", "REJECT"), ("4.0", "REJECT"), ("", "REJECT"), (None, "REJECT")]
+    ("verifies", "verdict"), [("4", "ACCEPT"), ("5", "REJECT"), ("4.0", "ACCEPT"), ("", "REJECT"), (None, "REJECT")]
 )
 def test_replayed_verifier(tmp_path: Path, verifies: str | None, verdict: str) -> None:
-    """As Verifier a worker has solved the question itself: it accepts what it answered, and says its own."""
+    """As Verifier a worker has solved the question itself: it accepts what says the same as it, and says its own."""
     query = Query(messages=asking("quoted").messages, task="q/1", role="verifier", verifies=verifies)
     completion = ask(read_recorded(small(tmp_path)), "ant", query)
     assert completion.text == f"{verdict}\nMy own answer is <answer>4</answer>"

@@ -84,6 +84,7 @@ def test_loop_and_batch_agree_on_essays(rules: Rules) -> None:
         world = World(
             score=np.ones((1, 4)),
             same=same[None],
+            alike=same[None],
             cost=np.zeros((1, 4)),
             prospect=prospect,
             unreadable=np.array([True]),
@@ -111,11 +112,13 @@ def test_loop_and_batch_agree_on_essays(rules: Rules) -> None:
 def draw_world(count: int, size: int, *, seed: int) -> World:
     draw = np.random.default_rng([seed, 4])
     answers = draw.integers(0, 3, (count, size))
+    wordings = 2 * answers + draw.integers(0, 2, (count, size))
     score = np.where(draw.random((count, size)) < 0.15, np.nan, answers == 1)
     score[np.arange(count), np.arange(count) % size] = 1.0
     return World(
         score=score,
         same=(answers[:, :, None] == answers[:, None, :]) & (answers > 0)[:, :, None],
+        alike=(wordings[:, :, None] == wordings[:, None, :]) & (answers > 0)[:, :, None],
         cost=draw.random((count, size)),
         prospect=Prospect(deviation=draw.normal(0, 0.2, (count, size)), familiarity=draw.random(count)),
         unreadable=draw.random(count) < 0.2,
@@ -193,6 +196,7 @@ def first_choice(
         worked=nobody,
         current=np.full(n, -1),
         same=world.same,
+        alike=world.alike,
         empty=nobody,
         unreadable=world.unreadable,
         thought=np.zeros(n, bool),

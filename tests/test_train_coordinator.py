@@ -142,12 +142,12 @@ def test_dear_calls_are_not_made(made: Made, tmp_path: Path) -> None:
 
 def test_mean_calls_are_kept_to(made: Made, tmp_path: Path) -> None:
     """Starts that need more calls than the limit are passed over, even when calls cost nothing."""
-    config = CoordinatorConfig(trainers=(), call_price=0.0, mean_calls=2.2)
+    config = CoordinatorConfig(trainers=(), call_price=0.0, mean_calls=1.5)
     trained, _ = train(made.data, tmp_path / "policy", config)
-    assert trained.start.seen_calls <= 2.2 < made.trained.start.seen_calls
+    assert trained.start.seen_calls <= 1.5 < made.trained.start.seen_calls
     judged = [row for row in read_rows(tmp_path / "policy" / "metrics.jsonl") if row["stage"] == "candidate"]
     assert any(float(str(row["seen_gain"])) > trained.start.seen for row in judged)
-    assert trained.head.card.training["mean_calls"] == 2.2
+    assert trained.head.card.training["mean_calls"] == 1.5
 
 
 def test_votes_are_judged_on_the_same_folds(made: Made) -> None:

@@ -217,6 +217,7 @@ def widen(world: World, size: int) -> World:
         world,
         score=world.score[:, columns],
         same=world.same[:, columns][:, :, columns],
+        alike=world.alike[:, columns][:, :, columns],
         cost=world.cost[:, columns],
         prospect=replace(world.prospect, deviation=world.prospect.deviation[:, columns]),
     )
@@ -251,20 +252,21 @@ def test_free_workers_cost_nothing(matrix: OutcomeMatrix, hidden: Hidden) -> Non
     assert not matrix_to_world(replace(matrix, cost_usd=np.zeros(matrix.cost_usd.shape)), prospect).cost.any()
 
 
-def test_answers_agree_as_texts(tmp_path: Path) -> None:
-    """Two workers agree on equal answers only; empty ones and those that were never given agree with nothing."""
+def test_answers_agree_by_what_they_say(tmp_path: Path) -> None:
+    """However it is written; empty answers and those that were never given agree with nothing."""
     question = {"qid": "q", "prompt": "What?", "split": "train", "dataset": "d"}
-    given = {"a": "42", "b": "42", "c": "42 ", "d": "", "e": ""}
+    given = {"a": "42", "b": "42", "c": "42.0", "d": "", "e": ""}
     outcomes = [{"qid": "q", "model": w, "k": 0, "correct": 1.0, "answer": text} for w, text in given.items()]
     outcomes.append({"qid": "r", "model": "f", "k": 0, "correct": 1.0, "answer": "42"})
     folder = write_recorded(tmp_path / "data", [question, question | {"qid": "r", "prompt": "Who?"}], outcomes)
     matrix = build_matrix(read_recorded(folder))
     prospect = make_pattern_world(2).prospect
-    same = matrix_to_world(matrix, prospect).same[0]
-    expected = np.zeros((6, 6), bool)
-    expected[:2, :2] = True
-    expected[2, 2] = True
-    assert (same == expected).all()
+    world = matrix_to_world(matrix, prospect)
+    same, alike = np.zeros((6, 6), bool), np.zeros((6, 6), bool)
+    same[:3, :3] = True
+    alike[:2, :2] = alike[2, 2] = True
+    assert (world.same[0] == same).all()
+    assert (world.alike[0] == alike).all()
 
 
 def test_mixed_worlds_keep_their_rows() -> None:

@@ -37,9 +37,11 @@ def make_pattern_world(count: int = 100, cost: Sequence[float] = (1.0, 0.5, 0.1)
     """The pattern again and again; nothing is known of a question beforehand."""
     score = np.array(PATTERN * -(-count // len(PATTERN)), np.float64)[:count]
     right = score > 0
+    same = (right[:, :, None] & right[:, None, :]) | np.eye(len(VOICES), dtype=bool)
     return World(
         score=score,
-        same=(right[:, :, None] & right[:, None, :]) | np.eye(len(VOICES), dtype=bool),
+        same=same,
+        alike=same,
         cost=np.tile(np.array(cost), (count, 1)),
         prospect=Prospect(deviation=np.zeros((count, len(VOICES))), familiarity=np.zeros(count)),
         unreadable=np.zeros(count, bool),

@@ -10,7 +10,7 @@ decision is made anew from the run's events: what stands in the record is all th
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from ..agreement import canonical_answer
 from ..config import read_table
 from ..errors import ConfigError, ModelError, PlanError
 from ..events import Failed
@@ -30,7 +31,7 @@ from .encoder import Encoder, Encoding
 from .head import FeatureMap, check_encoder, pack_features, softmax, unpack_features
 from .prompts import parse_suggestion, parse_verdict
 from .run import Run
-from .situation import RUN_FEATURES, WORKER_FEATURES, Evidence, Prospect, Situation, View, look
+from .situation import RUN_FEATURES, WORKER_FEATURES, Evidence, Prospect, Situation, View, choose_wording, look
 from .tri_head import ROLES, THINKER, VERIFIER, WORKER, Rules, TriHead, callable_workers, choices, is_free
 
 __all__ = ["Coordinator", "CoordinatorHead", "familiarity_of"]
@@ -221,7 +222,8 @@ class _Table:
             accepts = parse_verdict(reply.text) == "accept"
             if accepts:
                 self.over = "accepted"
-                answer = self.answers[self.current] or answer
+                judged = self.answers[self.current] or answer
+                answer = answer if canonical_answer(answer) == canonical_answer(judged) else judged
             if not self.worked[worker]:  # else its answer is that of the reply that it can be recalled with
                 self.answers[worker] = answer
             self.known[worker] = True
@@ -243,14 +245,16 @@ class _Table:
     def situation(self) -> Situation:
         answers = self.answers
         unreadable = self._is_unreadable()
-        same = np.eye(len(answers), dtype=bool)
+        same = alike = np.eye(len(answers), dtype=bool)
         if not unreadable:
-            same = np.array([[bool(a) and a == b for b in answers] for a in answers])
+            same = _compare([canonical_answer(answer or "") for answer in answers])
+            alike = _compare(answers)
         return Situation(
             known=self.known[None],
             worked=self.worked[None],
             current=np.array([self.current]),
             same=same[None],
+            alike=alike[None],
             empty=np.array([[not unreadable and not answer for answer in answers]]),
             unreadable=np.array([unreadable]),
             thought=np.array([bool(self.thinkers)]),
@@ -296,7 +300,15 @@ class _Table:
         notes: dict[str, Json] = {"stopped": why, "recalled": self.recalled, "turns": self.turns}
         if trust is not None:
             notes["trust"] = trust
-        return Answer(step=self.step_of[self.current], notes=notes)
+        returned = self.current if why == "tool_calls" else int(choose_wording(self.situation())[0])
+        if returned != self.current:
+            notes["worded_by"] = self._ids[returned]
+        return Answer(step=self.step_of[returned], notes=notes)
+
+
+def _compare(forms: Sequence[str | None]) -> npt.NDArray[np.bool_]:
+    """(L, L): equal, and not empty."""
+    return np.array([[bool(a) and a == b for b in forms] for a in forms])
 
 
 def _trust(view: View, table: _Table) -> float | None:

@@ -18,6 +18,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from ..agreement import canonical_answer
 from ..errors import ConfigError, PlanError, WorkerError
 from ..types import Answer, Json, Plan, Reply, Request, Sampling, Step
 from .answers import read_answer
@@ -160,7 +161,13 @@ class Panel:
             FuguError: nobody replied; the last worker's fault, or the client's if no worker could take the request.
         """
         voices = [
-            _Voice(step=step.id, reply=reply, weight=self._weight[step.worker], answer=_read(run.request, reply))
+            _Voice(
+                step=step.id,
+                reply=reply,
+                weight=self._weight[step.worker],
+                answer=_read(run.request, reply),
+                says=_says(run.request, reply),
+            )
             for step in reversed(run.plans[0].plan.steps)
             if (reply := run.replies.get(step.id)) is not None
         ]
@@ -183,9 +190,7 @@ class Panel:
             messages=(render_merge if is_merge else render_judge)(run.request.messages, candidates),
             is_final=is_merge,
         )
-        return Plan(
-            steps=(step,), stand_in=count.winner.step, on_error="replan", notes=count.notes(count.winner.answer)
-        )
+        return Plan(steps=(step,), stand_in=count.winner.step, on_error="replan", notes=count.notes(count.winner.says))
 
     def _conclude(self, run: Run, count: _Count, *, judging: Step) -> Answer:
         """What came of the second plan."""
@@ -195,12 +200,12 @@ class Panel:
         if self._config.mode == "merge":
             if not _says_something(reply) and not run.has_streamed:
                 return count.answer("vote", because="merge_empty")
-            return Answer(step=judging.id, notes={"decided_by": "merge", **count.notes(_read(run.request, reply))})
+            return Answer(step=judging.id, notes={"decided_by": "merge", **count.notes(_says(run.request, reply))})
         chosen = parse_choice(reply.text, size=len(judging.sees))
         if chosen is None:
             return count.answer("vote", because="choice_unreadable")
         voice = next(voice for voice in count.voices if voice.step == judging.sees[chosen])
-        return Answer(step=voice.step, notes={"decided_by": "judge", **count.notes(voice.answer)})
+        return Answer(step=voice.step, notes={"decided_by": "judge", **count.notes(voice.says)})
 
 
 # --- the count ---
@@ -215,6 +220,8 @@ class _Voice:
     weight: Decimal
     answer: str | None
     """In comparable form; None when there is none, and it votes for nobody."""
+    says: str | None
+    """What is counted: the same for answers that say the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,22 +231,23 @@ class _Count:
     voices: list[_Voice]
     """Strongest first."""
     tally: dict[str, Decimal]
-    """Answer -> the weight of all that gave it."""
+    """What is said -> the weight of all that say it."""
     winner: _Voice
     """The strongest of those with the winning answer; of all, where no answer can be compared."""
 
     def notes(self, given: str | None) -> dict[str, Json]:
         """For the record. Dissent is from the answer that the run gives; None when that one cannot be compared."""
-        dissent = [voice.reply.worker for voice in self.voices if voice.answer not in (None, given)]
+        dissent = [voice.reply.worker for voice in self.voices if voice.says not in (None, given)]
+        wording = {voice.says: voice.answer for voice in reversed(self.voices)}  # the strongest voice's
         return {
-            "tally": {answer: float(weight) for answer, weight in self.tally.items()},
+            "tally": {str(wording[says]): float(weight) for says, weight in self.tally.items()},
             "dissent": None if given is None else dissent,
             "unreadable": [voice.reply.worker for voice in self.voices if voice.answer is None],
         }
 
     def answer(self, decided_by: str, *, because: str | None = None, stopped_by: str = "answer") -> Answer:
         """The winner's reply. `because`: why it is not the judge who decides; None where none should."""
-        notes = {"decided_by": decided_by, "because": because, **self.notes(self.winner.answer)}
+        notes = {"decided_by": decided_by, "because": because, **self.notes(self.winner.says)}
         return Answer(step=self.winner.step, stopped_by=stopped_by, notes=notes)
 
 
@@ -250,10 +258,10 @@ def _count(voices: list[_Voice]) -> _Count:
     """
     tally: dict[str, Decimal] = {}
     for voice in voices:
-        if voice.answer is not None:
-            tally[voice.answer] = tally.get(voice.answer, Decimal(0)) + voice.weight
-    best = max(tally, key=lambda answer: tally[answer]) if tally else None
-    winner = next(voice for voice in voices if voice.answer == best or best is None)
+        if voice.says is not None:
+            tally[voice.says] = tally.get(voice.says, Decimal(0)) + voice.weight
+    best = max(tally, key=lambda says: tally[says]) if tally else None
+    winner = next(voice for voice in voices if voice.says == best or best is None)
     return _Count(voices=voices, tally=tally, winner=winner)
 
 
@@ -262,6 +270,11 @@ def _read(request: Request, reply: Reply) -> str | None:
     if reply.tool_calls:
         return "\n".join(f"{call.name} {_sort_keys(call.arguments)}" for call in reply.tool_calls)
     return read_answer(request, reply) or None
+
+
+def _says(request: Request, reply: Reply) -> str | None:
+    answer = _read(request, reply)
+    return answer if answer is None or reply.tool_calls else canonical_answer(answer)
 
 
 def _sort_keys(arguments: str) -> str:

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["RUN_FEATURES", "WORKER_FEATURES", "Evidence", "Prospect", "Situation", "View", "look"]
+__all__ = [
+    "RUN_FEATURES",
+    "WORKER_FEATURES",
+    "Evidence",
+    "Prospect",
+    "Situation",
+    "View",
+    "choose_wording",
+    "look",
+]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -89,6 +98,7 @@ class Situation:
     worked: Bools  # (n, L) it has answered as a Worker, so its reply can be returned
     current: Ints  # (n,) column of the worker whose answer is current; -1: none yet
     same: Bools  # (n, L, L) both gave the same answer; False where either is unknown or empty
+    alike: Bools  # (n, L, L) ... and wrote it alike, to the letter
     empty: Bools  # (n, L) its reply holds no answer
     unreadable: Bools  # (n,)
     thought: Bools  # (n,)
@@ -167,6 +177,21 @@ def look(situation: Situation, prospect: Prospect, evidence: Evidence) -> View:
         axis=2,
     ).astype(np.float64)
     return View(run=run, workers=workers, trust=trust, agrees=agrees)
+
+
+def choose_wording(situation: Situation) -> Ints:
+    """(n,) column of the reply that is returned where the current answer stands: of the Workers' replies that say the
+    same, one whose answer is written as most of them write it; the current one where no other has more. -1: no answer.
+
+    What is accepted is what an answer says, but who reads it, a grader above all, may take one notation only.
+    """
+    rows = np.arange(len(situation.current))
+    at = np.maximum(situation.current, 0)
+    says_it = situation.same[rows, at] & situation.known  # (n, L)
+    votes = (situation.alike & says_it[:, None, :]).sum(2)  # (n, L)
+    votes = np.where(says_it & situation.worked, 2 * votes, 0)
+    votes[rows, at] += 1
+    return np.where(situation.current >= 0, votes.argmax(1), -1)
 
 
 def _weigh(situation: Situation, prospect: Prospect, evidence: Evidence, weight: Floats) -> tuple[Floats, Floats]:

@@ -16,10 +16,10 @@ import importlib.util
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TypeAlias
 
+from ..agreement import canonical_answer
 from ..errors import ConfigError
 from ..types import FinishReason, Sampling, Usage
 from .backend import Backend, Completion, Delta, OnDelta, Query
@@ -113,17 +113,8 @@ class Home:
 def _verify(own: str, answer: str | None) -> str:
     """As Verifier it solves the question itself, and accepts what says the same."""
     found = _ANSWER.search(own)
-    agrees = answer is not None and found is not None and _is_same(found[1], answer)
+    agrees = answer is not None and found is not None and canonical_answer(found[1]) == canonical_answer(answer) != ""
     return f"{own}\n<verdict>{'ACCEPT' if agrees else 'REJECT'}</verdict>"
-
-
-def _is_same(one: str, other: str) -> bool:
-    """As text, or as a number."""
-    a, b = (" ".join(text.casefold().split()).removesuffix(".") for text in (one, other))
-    try:
-        return a == b or Decimal(a) == Decimal(b)
-    except InvalidOperation:
-        return False
 
 
 def _count_tokens(text: str) -> int:

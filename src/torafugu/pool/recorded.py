@@ -21,6 +21,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from ..agreement import canonical_answer
 from ..errors import ConfigError, WorkerError
 from ..types import Usage
 from .backend import Completion, Delta, OnDelta, Query
@@ -82,7 +83,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Score."""
     k: int = 0
     answer: str = ""
-    """Extracted and normalised; two workers agree when their non-empty answers are equal."""
+    """Extracted; two workers agree when theirs say the same (`grade/agreement.py`), and an empty one with nobody."""
     in_tokens: int | None = None
     out_tokens: int | None = None
     latency_s: float | None = None
@@ -184,7 +185,8 @@ class Recorded:
         sample = rows[0]
         text = self._recorded.texts.get(qid, {}).get(self.worker) or sample.answer or "(no answer)"
         if query.role == "verifier":  # it has solved the question itself; do the answers agree?
-            verdict = "ACCEPT" if sample.answer and sample.answer == query.verifies else "REJECT"
+            own, other = canonical_answer(sample.answer), canonical_answer(query.verifies or "")
+            verdict = "ACCEPT" if own and own == other else "REJECT"
             text = f"{verdict}\nMy own answer is <answer>{sample.answer}</answer>"
         if on_delta is not None:
             for start in range(0, len(text), _PIECE_CHARS):

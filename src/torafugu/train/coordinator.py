@@ -71,6 +71,9 @@ _THRESHOLDS = (0.7, 0.8, 0.9)
 """Of trust, after one answer."""
 _EASINGS = (0.0, 0.3)
 """By how much four more answers lower it: where many differ, one more helps little."""
+_FAMILIAR = (0.0, -0.15, -0.3)
+"""What is added to the urge to stop on a question as familiar as can be. What is read there raises trust, and fewer are
+asked than on unknown questions, within the same limit of calls; less than 0 evens that out."""
 _CALLS = (2, 3, 4, 5, 7)
 _ORDERS: Mapping[str, dict[str, float]] = {
     "weight": {"weight": 1.0, "deviation": 2.0},
@@ -97,8 +100,7 @@ class CoordinatorConfig:
     call_price: float = 0.001
     """Reward that a further call has to bring; 0 is the paper's."""
     mean_calls: float | None = 3.1
-    """Starts that need more calls on average, over familiar and unfamiliar questions alike, are passed over. None: no
-    limit."""
+    """Starts that need more calls on average, on known families or on unknown ones, are passed over. None: no limit."""
     cost_price: float = 0.0
     """Reward that a call of the dearest worker's mean cost has to bring."""
     trainers: tuple[TriTrainer, ...] = field(
@@ -134,6 +136,8 @@ class Candidate:
             return f"{self.question_map.name}, one call"
         order = "weight" if self.start.weight else "score"
         trust = f"by {order}, trust {self.start.threshold:g} - {self.start.per_asked:g} asked/4"
+        if self.start.of_familiarity:
+            trust += f" + {-self.start.of_familiarity:g} familiar"
         return f"{self.question_map.name}, {trust}, {self.rules.max_calls} calls"
 
 
@@ -141,8 +145,8 @@ def _rules(calls: int) -> Rules:
     return Rules(max_turns=_TURNS_PER_CALL * calls + 2, max_calls=calls, roles=_ROLES)
 
 
-def _to_start(threshold: float, easing: float, order: str) -> Start:
-    return Start(threshold=threshold + easing / 4, per_asked=easing, **_ORDERS[order])
+def _to_start(threshold: float, easing: float, familiar: float, order: str) -> Start:
+    return Start(threshold=threshold + easing / 4, per_asked=easing, of_familiarity=familiar, **_ORDERS[order])
 
 
 SINGLE = Candidate(
@@ -159,8 +163,9 @@ CANDIDATES: tuple[Candidate, ...] = (
         if m.features is not None
     ),
     *(
-        Candidate(question_map=m, start=_to_start(threshold, easing, order), rules=_rules(calls))
+        Candidate(question_map=m, start=_to_start(threshold, easing, familiar, order), rules=_rules(calls))
         for m in _MAPS
+        for familiar in _FAMILIAR[: len(_FAMILIAR) if m.has_landmarks else 1]
         for order in _ORDERS
         for calls in _CALLS
         for threshold in _THRESHOLDS
@@ -190,8 +195,8 @@ class Judged:
 
     @property
     def calls(self) -> float:
-        """What is held against the limit."""
-        return self.seen_calls if self.unseen_calls is None else (self.seen_calls + self.unseen_calls) / 2
+        """What is held against the limit: on known or on unknown families, whichever takes more."""
+        return self.seen_calls if self.unseen_calls is None else max(self.seen_calls, self.unseen_calls)
 
     @property
     def score(self) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..orchestrate.situation import Evidence, Prospect, Situation, View, look
+from ..orchestrate.situation import Evidence, Prospect, Situation, View, choose_wording, look
 from ..orchestrate.tri_head import THINKER, VERIFIER, WORKER, Rules, TriHead, callable_workers, choices, is_free
 
 __all__ = ["Played", "Turn", "World", "play", "sample"]
@@ -29,6 +29,7 @@ class World:
 
     score: Floats  # (n, L); NaN where never asked
     same: Bools  # (n, L, L) both gave the same answer; the diagonal is set where there is an answer
+    alike: Bools  # (n, L, L) ... and wrote it alike
     cost: Floats  # (n, L) of a call, relative to the dearest worker's mean; 0 where unknown
     prospect: Prospect
     unreadable: Bools  # (n,) answers cannot be compared: only a Verifier's verdict tells
@@ -40,6 +41,7 @@ class World:
         return World(
             score=self.score[index],
             same=self.same[index],
+            alike=self.alike[index],
             cost=self.cost[index],
             prospect=self.prospect.rows(index),
             unreadable=self.unreadable[index],
@@ -86,6 +88,7 @@ class _Runs:
             worked=self.worked[at],
             current=self.current[at],
             same=self.visible[at],
+            alike=self.world.alike[at],
             empty=self.empty[at],
             unreadable=self.world.unreadable[at],
             thought=self.thought[at],
@@ -114,6 +117,8 @@ class _Runs:
 
     def result(self) -> Played:
         n = len(self.current)
+        self.live = np.arange(n)
+        self.current = choose_wording(self.situation())
         score = self.world.score[np.arange(n), np.maximum(self.current, 0)]
         return Played(
             score=np.where(self.current >= 0, score, 0.0),

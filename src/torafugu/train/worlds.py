@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from ..agreement import canonical_answer
 from ..eval.matrix import OutcomeMatrix
 from ..orchestrate.coordinator import familiarity_of
 from ..orchestrate.head import FeatureMap
@@ -52,6 +53,11 @@ class QuestionMap:
     @property
     def name(self) -> str:
         return "unread" if self.features is None else f"{self.features.name} ridge {self.l2:g}"
+
+    @property
+    def has_landmarks(self) -> bool:
+        """Whether familiarity can be told."""
+        return self.features is not None and self.features.kind == "landmarks"
 
     def fit(self, hidden: Hidden, mean: Floats, *, seed: int) -> Reading:
         """Least squares of each worker's score, less its mean, on the features."""
@@ -112,13 +118,15 @@ def fit_reading(matrix: OutcomeMatrix, hidden: Hidden, question_map: QuestionMap
 def matrix_to_world(matrix: OutcomeMatrix, prospect: Prospect) -> World:
     """Sample 0 of every answer, as a replay gives it."""
     n, size = matrix.first.shape
-    same = np.zeros((n, size, size), bool)
+    same, alike = np.zeros((n, size, size), bool), np.zeros((n, size, size), bool)
     for i, answers in enumerate(matrix.answers):
-        texts = np.array(answers)
-        same[i] = (texts[:, None] == texts[None]) & (texts != "")[:, None]
+        for relation, forms in ((same, map(canonical_answer, answers)), (alike, answers)):
+            texts = np.array(list(forms))
+            relation[i] = (texts[:, None] == texts[None]) & (texts != "")[:, None]
     return World(
         score=matrix.first,
         same=same,
+        alike=alike,
         cost=relative_cost(matrix.cost_usd),
         prospect=prospect,
         unreadable=np.zeros(n, bool),
@@ -139,6 +147,7 @@ def mix_worlds(worlds: Sequence[World]) -> World:
     return World(
         score=np.concatenate([w.score for w in worlds]),
         same=np.concatenate([w.same for w in worlds]),
+        alike=np.concatenate([w.alike for w in worlds]),
         cost=np.concatenate([w.cost for w in worlds]),
         prospect=Prospect(
             deviation=np.concatenate([w.prospect.deviation for w in worlds]),
