@@ -156,6 +156,8 @@ class Ran:
     turns: int | None
     """None: nobody answered."""
     stopped: str | None
+    worded_by: str | None = None
+    """Whose wording of the accepted answer was returned, where it is not the current one's."""
 
     @property
     def plans(self) -> list[Planned]:
@@ -204,6 +206,7 @@ def run_recorded(recorded: RecordedSet, head: CoordinatorHead) -> list[Ran]:
                     answered_by=run.answer.worker,
                     turns=answered.notes["turns"],
                     stopped=answered.notes["stopped"],
+                    worded_by=answered.notes.get("worded_by"),
                 )
             )
         return ran

@@ -174,16 +174,15 @@ def test_votes_by_meaning(tmp_path: Path) -> None:
     write_rows(tmp_path, "outcomes", rows)
     matrix = build_matrix(read_recorded(tmp_path))
     d, e, a, b, c = 3, 4, 0, 1, 2
-    assert vote_score(matrix, [d, e, a, b, c]).tolist() == [0.0]
-    assert vote_score(matrix, [d, e, a, b, c], by_meaning=True).tolist() == [1.0]
-    assert vote_score(matrix, [a, b, d], by_meaning=True).tolist() == [0.0]
+    assert vote_score(matrix, [d, e, a, b, c]).tolist() == [1.0]
+    assert vote_score(matrix, [a, b, d]).tolist() == [0.0]
 
 
 def test_measured_baselines(matrix: OutcomeMatrix) -> None:
     """What could be measured has scores and calls; what could not says why, and is not zero."""
     train, test = matrix.split("train"), matrix.split("test")
     found = {m.name: m for m in measure_baselines(train, train.rows([]), test, None)}
-    votes = ["vote_3", "vote_5", "vote_5_by_meaning"]
+    votes = ["vote_3", "vote_5"]
     assert list(found) == ["random", "best_per_category", *votes, "knn", "svm_linear", "svm_rbf"]
     means = {name: None if m.scores is None else m.scores.mean() for name, m in found.items()}
     assert means["random"] == pytest.approx(0.5)
@@ -203,7 +202,7 @@ def test_no_training_split(matrix: OutcomeMatrix) -> None:
     found = measure_baselines(test.rows([]), test.rows([]), test, None)
     assert [m.name for m in found if m.scores is not None] == ["random"]
     assert {m.why_not for m in found if m.scores is None} == {"no training questions to choose on"}
-    assert len(found) == 8
+    assert len(found) == 7
 
 
 def test_stand_in_for_an_unasked_worker(tmp_path: Path) -> None:

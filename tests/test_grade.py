@@ -7,9 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from torafugu.agreement import canonical_answer
 from torafugu.envs import HOME_FAMILIES, home_tasks
 from torafugu.errors import GradeError
-from torafugu.grade import ExactGrader, GymGrader, Task, TaskGrader, comparable_answer, extract_answer
+from torafugu.grade import ExactGrader, GymGrader, Task, TaskGrader, extract_answer, given_answer
 from torafugu.types import Reply
 
 GRADER = TaskGrader()
@@ -218,10 +219,11 @@ def _task(prompt: str) -> Task:
 def test_replies_that_say_the_same_agree(one: str, other: str) -> None:
     """Two replies agree when their answers differ only in form."""
     task = _task("2 + 2?")
-    assert comparable_answer(task.prompt, one) == comparable_answer(task.prompt, other) != ""
+    forms = [canonical_answer(given_answer(task.prompt, text)) for text in (one, other)]
+    assert forms[0] == forms[1] != ""
 
 
 @pytest.mark.parametrize("text", ["I do not know.", "", "<answer></answer>", "4"])
 def test_no_answer_agrees_with_nothing(text: str) -> None:
     """Where the question asks for tags, a reply without an answer in them has none to vote with."""
-    assert comparable_answer("2 + 2? Put it between <answer> and </answer>.", text) == ""
+    assert given_answer("2 + 2? Put it between <answer> and </answer>.", text) == ""

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from coordinators import draw_evidence, make_evidence
-from torafugu.orchestrate.situation import RUN_FEATURES, WORKER_FEATURES, Evidence, Prospect, Situation, View, look
+from torafugu.orchestrate.situation import (
+    RUN_FEATURES,
+    WORKER_FEATURES,
+    Evidence,
+    Prospect,
+    Situation,
+    View,
+    choose_wording,
+    look,
+)
 
 E1, E2 = float(np.exp(1)), float(np.exp(2))
 
@@ -266,3 +275,31 @@ def test_no_runs() -> None:
     situation, prospect, evidence = draw_situations(5, 3, seed=5, rows=slice(0))
     view = look(situation, prospect.rows(np.zeros(0, np.int64)), evidence)
     assert (view.run.shape, view.workers.shape) == ((0, len(RUN_FEATURES)), (0, 3, len(WORKER_FEATURES)))
+
+
+# --- which wording is returned ---
+
+
+def word(wordings: str, *, worked: str, current: str | None) -> int:
+    """Workers a, b, c, d; the same letter says the same, and a capital writes it differently."""
+    situation = make_situation(wordings.lower(), worked=worked, current=current)
+    texts = wordings.ljust(4, ".")
+    alike = np.array([[a == b and a not in ".-" for b in texts] for a in texts])
+    return int(choose_wording(replace(situation, alike=alike[None]))[0])
+
+
+@pytest.mark.parametrize(
+    ("wordings", "worked", "current", "returned"),
+    [
+        ("xXX", "abc", "a", 1),  # two write it otherwise
+        ("xX", "ab", "a", 0),  # one against one: the current reply stays
+        ("Xxx", "ab", "a", 1),  # c was heard as a Verifier only, and counts
+        ("xXX", "a", "a", 0),  # the others are Verifiers: there is no reply of theirs to return
+        ("xyyy", "abcd", "a", 0),  # who says something else does not count
+        ("-", "a", "a", 0),
+        ("", "", None, -1),
+    ],
+)
+def test_the_wording_of_most_is_returned(wordings: str, worked: str, current: str | None, returned: int) -> None:
+    """Of the Workers' replies that say the same as the current one, written as most of all that say it write it."""
+    assert word(wordings, worked=worked, current=current) == returned

@@ -1,10 +1,11 @@
 """What an answer says, without how it is written: two answers agree when that is the same.
 
 `canonical_answer` reads an answer as a number, an expression, a list or words, whichever fits first, and writes down
-what is left when notation is taken away: `482.0` is `482`, `\\frac{1}{2}` is `0.5`, `2x + 2` is `2(x+1)`, `[1, 2]` is
-`(1,2)`, `Grandfather.` is `grandfather`. Expressions are compared by their values at fixed points: nothing is solved
-or simplified, and all that is read is bounded. That two answers agree says nothing of right or wrong: that is a
-grader's, and some accept one notation only.
+what is left when notation is taken away: `482.0` is `482`, `\\frac{1}{2}` is `0.5`, `2x + 2` is `2(x + 1)`, `["a"]` is
+`[ 'a' ]`, `Yes.` is `yes`. What may be meant stays: kinds of brackets, quoted text, capitals, layout. Expressions are
+compared by their values at fixed points: nothing is solved or simplified, and all that is read is bounded.
+
+That two answers agree says nothing of right or wrong: that is a grader's, and some accept one notation only.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +26,16 @@ __all__ = ["canonical_answer"]
 Values = npt.NDArray[np.complex128]
 _MAX_CHARS = 4_000
 """Of a longer answer the rest has to be the same to the letter."""
-_MAX_REMEMBERED_CHARS = 256
+_SHORT_CHARS = 256
 _MAX_EXPRESSION_CHARS = 300
 _MAX_DEPTH = 25
 _POINTS = 3
-_DIGITS = 12
-"""Significant ones, of a number that is not whole."""
-_COMPUTED_DIGITS = 9
+_DIGITS = 10
+"""Significant ones, of a value that was computed."""
+_EXACT_DIGITS = 15
+"""With more, what was written down is a float: 928001.7949999999."""
+_LARGE = 1e9
+"""A whole number that is computed may be off by one beyond what `_DIGITS` hold."""
 _OPENING, _CLOSING = "([{", ")]}"
 
 _ALIKE = str.maketrans(
@@ -43,21 +48,29 @@ _ALIKE = str.maketrans(
         "∣": "|",
     }
 )
+_LATEX = ("\\", "√", "^{", "{,}", "<=", ">=", "!=")
+"""Signs of what `_read_latex` reads."""
 _MATRIX = re.compile(r"\\begin\{[a-zA-Z]{0,9}matrix\}(.{0,1000}?)\\end\{[a-zA-Z]{0,9}matrix\}", re.DOTALL)
 _COMMANDS = tuple(
     (re.compile(form), plain)
     for form, plain in (
         (r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![a-zA-Z])", ""),
-        (r"\\(?:text|textbf|mathrm|mathbf|mathbb|mathit|mbox|operatorname|boxed)\s?\{([^{}]*)\}", r" \1 "),
+        (r"\\(?:text|textbf|mathrm|mathbf|mathit|mbox|operatorname|boxed)\s?\{([^{}]*)\}", r" \1 "),
         (r"\\[dtc]?frac\s?(\d)\s?(\d)", r"((\1)/(\2))"),
         (r"\\(?:cdot|times|ast)(?![a-zA-Z])", "*"),
         (r"\\div(?![a-zA-Z])", "/"),
-        (r"\\leq?(?![a-zA-Z])", "≤"),
-        (r"\\geq?(?![a-zA-Z])", "≥"),
+        (r"\\leq?(?![a-zA-Z])|<=", "≤"),
+        (r"\\geq?(?![a-zA-Z])|>=", "≥"),
+        (r"\\neq?(?![a-zA-Z])|!=", "≠"),
         (r"\\cup(?![a-zA-Z])", "∪"),
+        (r"\\infty(?![a-zA-Z])", "∞"),
         (r"\\pi(?![a-zA-Z])", "π"),
-        (r"\\(?:[,;:!()\[\]]|quad|qquad)", " "),
-        (r"\^\s?\\circ|\\degree|°", " "),
+        (r"\^\s?\\circ(?![a-zA-Z])|\^\{\\circ\}|\\degree(?![a-zA-Z])", "°"),
+        (r"\\!", ""),
+        (r"\{,\}(?=\d{3})", ","),
+        (r"\\(?:[,;: ]|quad(?![a-zA-Z])|qquad(?![a-zA-Z]))", " "),
+        (r"\\[()\[\]]", ""),
+        (r"\\(sin|cos|tan|arcsin|arccos|arctan|exp|ln|log)(?=[^a-zA-Z]|[a-zA-Z](?![a-zA-Z]))", r" \1 "),
         (r"\\([{}%$#&_])", r"\1"),
     )
 )
@@ -68,7 +81,7 @@ _BRACED = (
     (re.compile(r"\^\{([^{}]*)\}"), r"^(\1)"),
 )
 """From the inside out, so that each holds no other."""
-_BARE_ROOT = re.compile(r"(?:\\sqrt|√)\s?(\d+(?:\.\d+)?|[a-zA-Z])")
+_BARE_ROOT = re.compile(r"(?:\\sqrt|√)\s?(\d+(?:\.\d+)?|[a-zA-Z](?![a-zA-Z])|(?=\())")
 
 _FUNCTIONS: Mapping[str, Callable[[Values], Values]] = {
     "sin": np.sin,
@@ -84,46 +97,50 @@ _FUNCTIONS: Mapping[str, Callable[[Values], Values]] = {
 }
 _CONSTANTS = {"pi": np.pi, "π": np.pi, "e": np.e}
 _NAMES = "|".join(sorted([*_FUNCTIONS, "pi"], key=len, reverse=True))
-_DIGIT_GROUPS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
+_WHOLE = r"(?!0\d)(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _TOKEN = re.compile(
-    rf"\s*(?:(?P<number>(?=\.?\d){_DIGIT_GROUPS}?(?:\.\d*)?)|(?P<name>{_NAMES}|[a-zπθ])|(?P<sign>\*\*|[-+*/^()]))"
+    rf"\s*(?:(?P<number>(?=\.?\d)(?:{_WHOLE})?(?:\.\d+)?)|(?P<name>{_NAMES}|[a-zA-Zπθ])|(?P<sign>\*\*|[-+*/^()]))"
 )
-_NUMBER = re.compile(rf"[+-]?(?!0\d)(?=\.?\d){_DIGIT_GROUPS}?(?:\.\d*)?(?:e[+-]?\d{{1,4}})?", re.ASCII)
-_ARITHMETIC = re.compile(r"[-+*/()\s\d.,]+")
-_QUOTIENT = re.compile(r"\(*\s*-?\s*\(*\d+\)*\s*/\s*\(*\d+\)*", re.ASCII)
-_WITH_UNIT = re.compile(rf"([+-]?(?!0\d){_DIGIT_GROUPS}(?:\.\d+)?)\s?(%|[a-z]{{2,12}})", re.ASCII)
-_EMPHASIS = re.compile(r"(\*{1,3}|_{1,2}|`{1,3})([^*_`]+)\1")
-_OR = re.compile(r"\bor\b|(?<=[\d)\]}])or(?=[-\d(\[{])|∪")
-_NAMED = re.compile(r"\s*[a-z]\w{0,9}\s*=[^=]+")
+_NUMBER = re.compile(rf"[+-]?(?=\.?\d)(?:{_WHOLE})?(?:\.\d*)?(?:[eE][+-]?\d{{1,4}})?", re.ASCII)
+_QUANTITY = re.compile(rf"([$€£]?)\s?([+-]?{_WHOLE}(?:\.\d+)?)\s?(%|°|(?!pi)[a-zA-Z]{{2,12}})?", re.ASCII)
+_QUOTIENT = re.compile(r"\({0,2}([+-]?)\({0,2}(\d{1,50})\)?\s?/\s?\(?(\d{1,50})\){0,2}", re.ASCII)
+_IS_COMPUTED = re.compile(rf"[\d^*+π]|^pi$|(?:{_NAMES})\(")
+_ONLY_NUMBERS = re.compile(r"[-+*/()\s\d.,]+", re.ASCII)
+_NOT_COMPUTED = re.compile(r"[a-zA-Zθ]{2}|[a-zA-Zθ]\s+[a-zA-Zθ]|[a-zA-Zθ]\(|\d[eE][+-]?\d|^\W*[a-zA-Zθ]\W*$")
+"""Words, letters in a row, a function's name, an exponent that is too large, a lone letter."""
+_CONSTANT_AT_END = re.compile(r"\s*\+\s*[cC]$")
+_OR = re.compile(r"\bor\b|∪")
+_NAMED = re.compile(r"\s*([a-zA-Z]\w{0,9})\s*=([^=]+)")
 _AN = re.compile(r"\ban ")
-_AROUND_MARKS = re.compile(r"\s?([-,;:/=<>|()\[\]{}])\s?")
-_CAPITAL_WITHIN = re.compile(r"[a-z][A-Z]|[A-Z]{2}[a-z]")
+_AROUND_MARKS = re.compile(r"\s?([-,;:/=()\[\]{}])\s?")
+_EMPHASIS = re.compile(r"(\*\*|__|`)([^*_`]+)\1")
+_COMMON = frozenset(("yes", "no", "true", "false", "none", "unknown", "valid", "invalid"))
+"""Of these capitals say nothing."""
+_SENTENCE_START = re.compile(r"[A-Z][a-z]+(?![\w'])")
 
 
 def canonical_answer(answer: str) -> str:
     """The same string for answers that say the same; "" for an empty one, which agrees with nothing.
 
-    Blanks at an end or in rows, and capitals within words, are taken to be meant (the output of a program, a cipher).
+    Blanks at an end or in rows and line breaks are taken to be meant, as in the output of a program.
     """
-    return _read_short(answer) if len(answer) <= _MAX_REMEMBERED_CHARS else _read(answer)
+    return _read_short(answer) if len(answer) <= _SHORT_CHARS else _read_long(answer)
 
 
 def _read(answer: str) -> str:
     if not answer.strip():
         return ""
-    if answer != answer.strip() or "  " in answer:
+    if answer != answer.strip() or "  " in answer or "\n" in answer:
         return f"'{answer}"
     head, tail = answer[:_MAX_CHARS], answer[_MAX_CHARS:]
     text = _read_latex(unicodedata.normalize("NFC", head).translate(_ALIKE))
-    if not _CAPITAL_WITHIN.search(text):
-        text = text.casefold()
-    return (_canonical(text, 0) or head) + (
-        f"#{hashlib.sha256(tail.encode(errors='replace')).hexdigest()}" if tail else ""
-    )
+    form = _canonical(_unquote(_unwrap(text)), 0) or head
+    return f"{form}#{hashlib.sha256(tail.encode(errors='replace')).hexdigest()}" if tail else form
 
 
 _read_short = functools.lru_cache(maxsize=65_536)(_read)
 """A training asks for the same answers again and again."""
+_read_long = functools.lru_cache(maxsize=1_024)(_read)
 
 
 def _canonical(text: str, depth: int) -> str:
@@ -133,45 +150,56 @@ def _canonical(text: str, depth: int) -> str:
             found = read(text, depth + 1)
             if found is not None:
                 return found
-    plain = _AROUND_MARKS.sub(r"\1", " ".join(_AN.sub("a ", text).split()))
-    return plain.strip("\"'`*.;:!? ") or plain or text
+    if text.casefold() in _COMMON:
+        return text.casefold()
+    if start := _SENTENCE_START.match(text):
+        text = text[0].lower() + text[1:] if " " in text or start.end() == len(text) else text
+    return _AROUND_MARKS.sub(r"\1", " ".join(_AN.sub("a ", text).split()))
 
 
 def _unwrap(text: str) -> str:
-    """Without emphasis, quotes, dollars and a final full stop around it."""
+    """Without emphasis, dollars and a full stop that ends a word or a number."""
     before = None
     while text != before:
         before = text
         text = text.strip()
         if marked := _EMPHASIS.fullmatch(text):
             text = marked[2]
-        if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'$" and text.count(text[0]) == 2:
+        if len(text) > 2 and text[0] == text[-1] == "$" and text.count("$") == 2:
             text = text[1:-1]
-        if text.endswith(".") and not text.endswith(".."):
+        if re.search(r"[a-z\d)\]}$]\.$", text):
             text = text[:-1]
     return text
 
 
+def _unquote(text: str) -> str:
+    is_quoted = len(text) > 2 and text[0] == text[-1] and text[0] in "\"'" and text.count(text[0]) == 2
+    return text[1:-1] if is_quoted else text
+
+
 def _read_latex(text: str) -> str:
-    """Commands as plain signs; what is not known keeps its name."""
-    if not any(sign in text for sign in ("\\", "√", "^{")):
+    """Commands as plain signs; what is not known stays as it is."""
+    if not any(sign in text for sign in _LATEX):
         return text
     text = _MATRIX.sub(_read_matrix, text)
     for form, plain in _COMMANDS:
         text = form.sub(plain, text)
-    text = _BARE_ROOT.sub(r"sqrt(\1)", text)
+    text = _BARE_ROOT.sub(lambda found: f"sqrt({found[1]})" if found[1] else "sqrt", text)
     for _ in range(_MAX_DEPTH):
         before = text
         for form, plain in _BRACED:
             text = form.sub(plain, text)
         if text == before:
             break
-    return text.replace("\\", "")
+    return " ".join(text.split())
 
 
 def _read_matrix(found: re.Match[str]) -> str:
     rows = [row.strip(" \\\n") for row in found[1].split("\\\\")]
     return "[" + ",".join(f"[{row.replace('&', ',')}]" for row in rows if row) + "]"
+
+
+# --- numbers and expressions ---
 
 
 def _read_number(text: str, depth: int) -> str | None:
@@ -181,28 +209,44 @@ def _read_number(text: str, depth: int) -> str | None:
     if not text or len(text) > _MAX_EXPRESSION_CHARS:
         return None
     if _NUMBER.fullmatch(text):
-        return _write_decimal(text)
-    if number := _WITH_UNIT.fullmatch(text):
-        return f"{_write_decimal(number[1])} {number[2].removesuffix('s')}"
-    if _ARITHMETIC.fullmatch(text) and not _QUOTIENT.fullmatch(text):
+        return "=" + _write_decimal(text)
+    if quantity := _QUANTITY.fullmatch(text):
+        return f"={_write_decimal(quantity[2])} {quantity[1]}{(quantity[3] or '').removesuffix('s')}"
+    if quotient := _QUOTIENT.fullmatch(text):
+        return "=" + quotient[1].strip("+") + _write_quotient(int(quotient[2]), int(quotient[3]))
+    if not _IS_COMPUTED.search(text) or _ONLY_NUMBERS.fullmatch(text):
         return None
-    if re.search(r"[a-z]{2}", re.sub(_NAMES, " ", text)) or re.fullmatch(r"\W*[a-zθ]\W*", text):
-        return None  # a word; an option's letter
+    if _NOT_COMPUTED.search(re.sub(_NAMES, " 1 ", text)):
+        return None
     try:
         with np.errstate(all="ignore"):
-            values = _evaluate(text)
+            return _write_expression(text)
     except _Unreadable:
         return None
-    return "=" + " ".join(map(_write_value, values)) if np.isfinite(values).all() else None
 
 
 def _write_decimal(text: str) -> str:
     number = Decimal(text.replace(",", ""))
     if not -400 < number.adjusted() < 400:
-        return f"={number.normalize()}"
+        return str(number)
     if number == number.to_integral_value():
-        return f"={int(number)}"
-    return f"={float(number):.{_DIGITS}g}"
+        return str(int(number))
+    digits = len(number.normalize().as_tuple().digits)
+    return f"{float(number):.{_EXACT_DIGITS - 3}g}" if digits >= _EXACT_DIGITS else f"{number.normalize():f}"
+
+
+def _write_quotient(above: int, below: int) -> str:
+    """As a decimal number where that ends, so that 1/2 is 0.5; else as it is: 2/6 may not be what was asked for."""
+    if below == 0:
+        return f"{above}/0"
+    value = Fraction(above, below)
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    if rest > 1 or value.denominator > 10**12:
+        return f"{above}/{below}"
+    return _write_decimal(f"{Decimal(value.numerator) / Decimal(value.denominator):f}")
 
 
 def _write_value(value: complex) -> str:
@@ -213,36 +257,31 @@ def _write_value(value: complex) -> str:
 def _write_float(value: float, size: float) -> str:
     if abs(value) <= 1e-9 * max(size, 1e-3):
         return "0"
-    if abs(value) < 1e15 and abs(value - round(value)) < 1e-9 * abs(value):
+    if abs(value) < _LARGE and abs(value - round(value)) < 1e-9:
         return str(round(value))
-    return f"{value:.{_COMPUTED_DIGITS}g}"
+    return f"{value:.{_DIGITS}g}"
 
 
-def _evaluate(text: str) -> Values:
-    """(1,) without a letter that stands for a number, else (`_POINTS`,).
+def _write_expression(text: str) -> str:
+    """What a last `+ C` adds does not count.
 
-    An antiderivative is known by its `+ c`: what it adds does not count.
+    Raises:
+        _Unreadable: it is no expression, or its value cannot be told from others.
     """
-    expression = _Expression(text)
-    letters = expression.letters
-    has_constant = "c" in letters and len(letters) > 1
-    values = expression.at(_sample(letters, c=0.0))
-    if has_constant and np.allclose(expression.at(_sample(letters, c=1.0)) - values, 1.0, rtol=1e-9, atol=0):
-        values = values - values[0]
-    elif has_constant:
-        values = expression.at(_sample(letters, c=None))
-    return values if letters else values[:1]
-
-
-def _sample(letters: frozenset[str], *, c: float | None) -> dict[str, Values]:
-    """Each letter's values: spread and not special, the same for the same letter wherever it stands."""
-    steps = np.arange(_POINTS) * 0.7548776662466927
-    found = {
-        letter: (0.3 + (ord(letter) * 0.6180339887498949 + steps) % 1.0).astype(np.complex128) for letter in letters
-    }
-    if c is not None and "c" in found and len(letters) > 1:
-        found["c"] = np.full(_POINTS, c, np.complex128)
-    return found
+    rest = _CONSTANT_AT_END.sub("", text)
+    expression = _Expression(rest)
+    is_up_to_constant = rest != text and bool(expression.letters)
+    if not is_up_to_constant:
+        expression = _Expression(text)
+    values = expression.values()
+    if not np.isfinite(values).all():
+        raise _Unreadable
+    if expression.letters:
+        values = values - values[0] if is_up_to_constant else values
+        return "=" + " ".join(map(_write_value, values)) + (" + C" if is_up_to_constant else "")
+    if abs(values[0]) >= _LARGE:
+        raise _Unreadable
+    return "=" + _write_value(values[0])
 
 
 class _Unreadable(Exception):
@@ -257,15 +296,16 @@ class _Expression:
         at = 0
         while at < len(text):
             found = _TOKEN.match(text, at)
-            if not found or found.end() == at or not found.lastgroup:
+            if not found or not found.lastgroup or not found[found.lastgroup]:
                 raise _Unreadable
             self._tokens.append((found.lastgroup, found[found.lastgroup]))
             at = found.end()
         names = {token for kind, token in self._tokens if kind == "name"}
         self.letters = frozenset(names - set(_FUNCTIONS) - set(_CONSTANTS))
 
-    def at(self, values: Mapping[str, Values]) -> Values:
-        self._values, self._next, self._depth = values, 0, 0
+    def values(self) -> Values:
+        """(`_POINTS`,): each letter has values that are spread and not special, the same wherever it stands."""
+        self._next = self._depth = 0
         result = self._sum()
         if self._next < len(self._tokens):
             raise _Unreadable
@@ -277,10 +317,13 @@ class _Expression:
             return self._tokens[self._next - 1][1]
         return None
 
-    def _sum(self) -> Values:
+    def _descend(self) -> None:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise _Unreadable
+
+    def _sum(self) -> Values:
+        self._descend()
         result = self._product()
         while sign := self._take("+", "-"):
             other = self._product()
@@ -312,9 +355,7 @@ class _Expression:
         base = self._atom()
         if not self._take("^", "**"):
             return base
-        self._depth += 1
-        if self._depth > _MAX_DEPTH:
-            raise _Unreadable
+        self._descend()
         exponent = self._factor()
         self._depth -= 1
         result: Values = np.power(base, exponent)
@@ -338,17 +379,21 @@ class _Expression:
             return np.full(_POINTS, _CONSTANTS[token], np.complex128)
         if kind != "name":
             raise _Unreadable
-        return self._values[token]
+        steps = ord(token) * 0.6180339887498949 + np.arange(_POINTS) * 0.7548776662466927
+        return (0.3 + steps % 1.0).astype(np.complex128)
 
     def _function(self, function: Callable[[Values], Values]) -> Values:
-        """`sin x`, `sin(x)`, `sin^2(x)`."""
-        self._depth += 1
-        if self._depth > _MAX_DEPTH:
-            raise _Unreadable
+        """`sin x`, `sin(x)`, `sin^2(x)`; not `sin^(-1) x`, which is another function."""
+        self._descend()
         exponent = self._atom() if self._take("^", "**") else None
+        if exponent is not None and (exponent.real < 0).any():
+            raise _Unreadable
         result = function(self._atom())
         self._depth -= 1
         return result if exponent is None else np.power(result, exponent)
+
+
+# --- lists and equations ---
 
 
 def _read_alternatives(text: str, depth: int) -> str | None:
@@ -356,41 +401,46 @@ def _read_alternatives(text: str, depth: int) -> str | None:
     parts = _OR.split(text)
     if len(parts) < 2 or not all(part.strip() for part in parts):
         return None
-    return "or(" + "|".join(sorted(_canonical(_balance(part), depth) for part in parts)) + ")"
+    return "or(" + "|".join(sorted(_canonical(part, depth) for part in parts)) + ")"
 
 
 def _read_list(text: str, depth: int) -> str | None:
-    """Kinds of brackets do not count, nor do brackets that have no partner; of sets and of named values the order."""
-    items = _split(text)
-    if items is None:
-        return _canonical(_balance(text), depth)
+    """Blanks and kinds of quotes do not count, nor does the order of a set and of named values."""
+    items, separator = _split_list(text)
     if len(items) > 1:
-        return _write_list(items, depth, is_set=all(map(_NAMED.fullmatch, items)))
-    if not text or text[0] not in _OPENING:
+        return separator.join(_write_items(items, depth, is_set=all(map(_NAMED.fullmatch, items))))
+    if len(text) < 2 or text[0] not in _OPENING or _closes_at(text, 0) != len(text) - 1:
         return None
-    if text.startswith("[[") and _closes_at(text, 1) == len(text) - 2:  # how some data sets mark an answer
-        return _canonical(text[2:-2], depth)
-    end = _closes_at(text, 0)
-    if end < len(text) - 1:  # [1, 2][3, 4]
-        parts = re.findall(r"[(\[{][^()\[\]{}]*[)\]}]", text)
-        return _write_list(parts, depth) if "".join(parts) == "".join(text.split()) else None
-    inside = _split(text[1:-1])
-    if inside is None:
+    items, separator = _split_list(text[1:-1])
+    if not items:
         return None
-    if len(inside) > 1:
-        return _write_list(inside, depth, is_set=text[0] == "{")
-    form = _canonical(inside[0], depth)
-    return form if text[0] == "(" or form.startswith(("(", "or(")) else f"({form})"
+    forms = _write_items(items, depth, is_set=text[0] == "{") if text[1:-1].strip() else []
+    return text[0] + separator.join(forms) + text[-1]
 
 
-def _write_list(items: list[str], depth: int, *, is_set: bool = False) -> str:
-    is_named = is_set and all(map(_NAMED.fullmatch, items))
-    forms = ["".join(item.split()) if is_named else _canonical(item, depth) for item in items if item.strip()]
-    return "(" + ",".join(sorted(forms) if is_set else forms) + ")"
+def _split_list(text: str) -> tuple[list[str], str]:
+    """At semicolons, else at commas; no items where brackets or quotes do not close."""
+    rows = _split(text, ";")
+    if rows is None or len(rows) > 1:
+        return rows or [], ";"
+    return _split(text, ",") or [], ","
 
 
-def _split(text: str) -> list[str] | None:
-    """At commas and semicolons outside of brackets and quotes; None where these do not close."""
+def _write_items(items: list[str], depth: int, *, is_set: bool) -> list[str]:
+    forms = [_write_item(item.strip(), depth) for item in items]
+    return sorted(forms) if is_set else forms
+
+
+def _write_item(item: str, depth: int) -> str:
+    if len(item) >= 2 and item[0] == item[-1] and item[0] in "\"'" and item.count(item[0]) == 2:
+        return f'"{item[1:-1]}"'
+    if named := _NAMED.fullmatch(item):
+        return f"{named[1]}={_canonical(named[2], depth)}"
+    return _canonical(item, depth)
+
+
+def _split(text: str, separator: str) -> list[str] | None:
+    """At a separator outside of brackets and quotes; None where these do not close."""
     parts, start, level, quote = [], 0, 0, ""
     for i, char in enumerate(text):
         if quote:
@@ -401,7 +451,7 @@ def _split(text: str) -> list[str] | None:
             level += 1
         elif char in _CLOSING:
             level -= 1
-        elif char in ",;" and not level:
+        elif char == separator and not level:
             parts.append(text[start:i])
             start = i + 1
         if level < 0:
@@ -410,7 +460,7 @@ def _split(text: str) -> list[str] | None:
 
 
 def _closes_at(text: str, start: int) -> int:
-    """Where the bracket at `start` closes."""
+    """Where the bracket at `start` closes, of whatever kind."""
     level = 0
     for i in range(start, len(text)):
         level += (text[i] in _OPENING) - (text[i] in _CLOSING)
@@ -419,27 +469,11 @@ def _closes_at(text: str, start: int) -> int:
     return len(text)
 
 
-def _balance(text: str) -> str:
-    """Without quotes, and brackets that have no partner."""
-    kept, open_at = [True] * len(text), []
-    for i, char in enumerate(text):
-        if char in _OPENING:
-            open_at.append(i)
-        elif char in _CLOSING:
-            if open_at:
-                open_at.pop()
-            else:
-                kept[i] = False
-    for i in open_at:
-        kept[i] = False
-    return "".join(char for char, keep in zip(text, kept, strict=True) if keep and char not in "\"'")
-
-
 def _read_equation(text: str, depth: int) -> str | None:
     """`x = 5` is `5`; of others both sides are read."""
     sides = [side.strip() for side in text.split("=")]
     if len(sides) != 2 or not all(sides) or sides[0][-1] in "<>!":
         return None
-    if re.fullmatch(r"[a-z]\w{0,9}(?:\([a-z]\))?", sides[0]):
-        return _canonical(sides[1], depth)
-    return "==".join(_canonical(side, depth) for side in sides)
+    forms = [_canonical(side, depth) for side in sides]
+    is_named = re.fullmatch(r"[a-z](?:\([a-z]\))?", sides[0]) and forms[1].startswith("=")
+    return forms[1] if is_named else "==".join(forms)

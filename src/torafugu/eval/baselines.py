@@ -76,22 +76,21 @@ def choose_per_category(train: OutcomeMatrix, target: OutcomeMatrix) -> Ints:
     return np.array([of_category.get(category, overall) for category in target.categories], dtype=np.int64)
 
 
-def vote_score(target: OutcomeMatrix, voters: Sequence[int], *, by_meaning: bool = False) -> Floats:
+def vote_score(target: OutcomeMatrix, voters: Sequence[int]) -> Floats:
     """Majority of the voters' answers, best voter first: ties go to the answer that the better voter gave.
 
-    Answers that are the same string are one answer; `by_meaning`, those that say the same (`torafugu/agreement.py`),
-    and of these the wording that most of them chose is scored. On each question the first `len(voters)` workers that
-    were asked vote. If none gave an answer, the first one's verdict counts.
+    Answers that say the same (`agreement.py`) are one; of their wordings the one that most chose is scored. On each
+    question the first `len(voters)` workers that were asked vote. If none gave an answer, the first
+    one's verdict counts.
     """
     size = len(voters)
     scores = np.full(len(target), np.nan)
     order = [*voters, *(j for j in range(len(target.workers)) if j not in set(voters))]
     for i, answers in enumerate(target.answers):
         panel = [j for j in order if np.isfinite(target.first[i, j])][:size]
-        if panel and by_meaning:
+        if panel:
             forms = [canonical_answer(answers[j]) for j in panel]
             won = forms[majority_vote(forms)]
             panel = [j for j, form in zip(panel, forms, strict=True) if form == won]
-        if panel:
             scores[i] = target.first[i, panel[majority_vote([answers[j] for j in panel])]]
     return scores

@@ -43,7 +43,6 @@ Progress = Callable[[int], None]
 """Told how many more units are done."""
 
 BOOTSTRAP_SAMPLES = 10_000
-_VOTES = (("vote_3", 3, False), ("vote_5", 5, False), ("vote_5_by_meaning", 5, True))
 _LEARNERS: Mapping[str, Callable[[], KNearest | SupportVectors]] = {
     "knn": KNearest,
     "svm_linear": lambda: SupportVectors("linear"),
@@ -124,19 +123,18 @@ def measure_baselines(
     """
     found = [Measured(name="random", scores=random_score(target), calls=1)]
     if len(train) == 0:
-        names = ("best_per_category", *(name for name, _, _ in _VOTES), *_LEARNERS)
+        names = ("best_per_category", "vote_3", "vote_5", *_LEARNERS)
         return found + [
             Measured(name=name, scores=None, why_not="no training questions to choose on") for name in names
         ]
     per_category = _fill(target, choose_per_category(train, target), train)
     found.append(Measured(name="best_per_category", scores=per_category, calls=1))
     ranking = [int(j) for j in rank_workers(train)]
-    for name, size, by_meaning in _VOTES:
+    for size in (3, 5):
         if len(ranking) < size:
-            found.append(Measured(name=name, scores=None, why_not=f"the pool has {len(ranking)} workers"))
+            found.append(Measured(name=f"vote_{size}", scores=None, why_not=f"the pool has {len(ranking)} workers"))
         else:
-            scores = vote_score(target, ranking[:size], by_meaning=by_meaning)
-            found.append(Measured(name=name, scores=scores, calls=size))
+            found.append(Measured(name=f"vote_{size}", scores=vote_score(target, ranking[:size]), calls=size))
     return found + _measure_learners(train, validation, target, learned)
 
 

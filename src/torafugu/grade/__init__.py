@@ -1,7 +1,7 @@
 """Was it right? Tasks and the graders that judge replies to them."""
 
 from .by_task import TaskGrader
-from .exact import ExactGrader, comparable_answer, extract_answer
+from .exact import ExactGrader, extract_answer, given_answer
 from .grader import Grader, Verdict
 from .gym import GymGrader
 from .judge import JudgedGrader, ask_worker, wait_verdict
@@ -16,7 +16,7 @@ __all__ = [
     "TaskGrader",
     "Verdict",
     "ask_worker",
-    "comparable_answer",
     "extract_answer",
+    "given_answer",
     "wait_verdict",
 ]

@@ -16,7 +16,7 @@ from ..types import Reply
 from .grader import Verdict, right, undecided, wrong
 from .task import Task
 
-__all__ = ["ExactGrader", "comparable_answer", "extract_answer", "find_tagged", "is_echo", "normalise_text"]
+__all__ = ["ExactGrader", "extract_answer", "find_tagged", "given_answer", "is_echo", "normalise_text"]
 
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _FRACTION = re.compile(r"([+-]?\d{1,50})\s*/\s*([+-]?\d{1,50})", re.ASCII)
@@ -37,18 +37,14 @@ def extract_answer(text: str) -> str | None:
     return lines[-1].strip() if lines else None
 
 
-def comparable_answer(prompt: str, text: str) -> str:
-    """What two replies must have in common to agree: the answer, normalised, a number in one form.
+def given_answer(prompt: str, text: str) -> str:
+    """The answer of a reply, as it is written there. What two of them must have in common to agree: `agreement.py`.
 
     "" agrees with nothing: there is no answer, or none where the question asked for it (an "I do not know" is no vote).
     """
     if "<answer>" in prompt and find_tagged(text) is None:
         return ""
-    answer = normalise_text(extract_answer(text) or "")
-    number = _to_number(answer)
-    if isinstance(number, Decimal):
-        return str(number.normalize())
-    return answer if number is None else str(number)
+    return extract_answer(text) or ""
 
 
 def is_echo(task: Task, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""The final answer of a reply, in a form that can be compared: what agreement between workers is read off.
+"""The final answer of a reply, where it can be compared: what agreement between workers is read off.
 
 Whether answers can be read at all hangs on the request: a number, an option or a tagged answer can be compared, an
 essay cannot. Nothing is guessed: where no form of ours is found, the answer is None, and only a Verifier can judge it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from ..grade.exact import comparable_answer, extract_answer
+from ..grade.exact import extract_answer, given_answer
 from ..types import Message, Reply, Request
 from .prompts import drop_reasoning
 
@@ -31,7 +31,7 @@ def asks_for_answer(request: Request) -> bool:
 
 
 def read_answer(request: Request, reply: Reply) -> str | None:
-    """In comparable form; "" when the reply lacks the answer that it was asked for; None when none can be read.
+    """As it is written; "" when the reply lacks the answer that it was asked for; None when none can be read.
 
     In this order: what the worker itself says it is, `<answer>` tags, `\\boxed{}`, a last line "The answer is ...",
     a reply that is one short line.
@@ -40,26 +40,26 @@ def read_answer(request: Request, reply: Reply) -> str | None:
         return reply.answer
     prompt, text = last_user_text(request.messages), drop_reasoning(reply.text)
     if _TAG.search(text):
-        return comparable_answer("<answer>", text)
+        return given_answer("<answer>", text)
     if boxed := _BOXED.findall(text):
-        return comparable_answer("", boxed[-1]) or None
+        return given_answer("", boxed[-1]) or None
     if _TAG.search(prompt):
         return ""
     last = " ".join(_MARKUP.sub("", extract_answer(text) or "").split())  # long runs of blanks would take minutes
     if announced := _ANNOUNCED.fullmatch(last):
-        return comparable_answer("", announced[1]) or None
+        return given_answer("", announced[1]) or None
     if request.task is not None:  # its grader reads the last line, too
-        return comparable_answer(prompt, text)
+        return given_answer(prompt, text)
     if "\\boxed" in prompt:
         return ""
     if last and len(last) <= _SHORT_CHARS and "\n" not in text.strip():
-        return comparable_answer("", last) or None
+        return given_answer("", last) or None
     return None
 
 
 def read_verified(reply: Reply) -> str:
     """A Verifier's own answer: the one between its tags. Its last line is a verdict, and two of those would "agree"."""
-    return comparable_answer("<answer>", reply.text) if reply.answer is None else reply.answer
+    return given_answer("<answer>", reply.text) if reply.answer is None else reply.answer
 
 
 def last_user_text(messages: tuple[Message, ...]) -> str:

@@ -245,17 +245,17 @@ class _Table:
     def situation(self) -> Situation:
         answers = self.answers
         unreadable = self._is_unreadable()
+        forms = [canonical_answer(answer or "") for answer in answers]
         same = alike = np.eye(len(answers), dtype=bool)
         if not unreadable:
-            same = _compare([canonical_answer(answer or "") for answer in answers])
-            alike = _compare(answers)
+            same, alike = _compare(forms), _compare(answers)
         return Situation(
             known=self.known[None],
             worked=self.worked[None],
             current=np.array([self.current]),
             same=same[None],
             alike=alike[None],
-            empty=np.array([[not unreadable and not answer for answer in answers]]),
+            empty=np.array([[not unreadable and not form for form in forms]]),
             unreadable=np.array([unreadable]),
             thought=np.array([bool(self.thinkers)]),
             exhausted=np.array([self._is_exhausted()]),
@@ -300,7 +300,9 @@ class _Table:
         notes: dict[str, Json] = {"stopped": why, "recalled": self.recalled, "turns": self.turns}
         if trust is not None:
             notes["trust"] = trust
-        returned = self.current if why == "tool_calls" else int(choose_wording(self.situation())[0])
+        returned = self.current
+        if self._rules.recall and why != "tool_calls":
+            returned = int(choose_wording(self.situation())[0])
         if returned != self.current:
             notes["worded_by"] = self._ids[returned]
         return Answer(step=self.step_of[returned], notes=notes)

@@ -11,6 +11,7 @@ answer reaches whoever decides. Where a judge or merger cannot, the vote does, a
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -233,7 +234,8 @@ class _Count:
     tally: dict[str, Decimal]
     """What is said -> the weight of all that say it."""
     winner: _Voice
-    """The strongest of those with the winning answer; of all, where no answer can be compared."""
+    """The strongest of those with the winning answer, in the wording that most of these chose; of all, where no answer
+    can be compared."""
 
     def notes(self, given: str | None) -> dict[str, Json]:
         """For the record. Dissent is from the answer that the run gives; None when that one cannot be compared."""
@@ -242,7 +244,7 @@ class _Count:
         return {
             "tally": {str(wording[says]): float(weight) for says, weight in self.tally.items()},
             "dissent": None if given is None else dissent,
-            "unreadable": [voice.reply.worker for voice in self.voices if voice.answer is None],
+            "unreadable": [voice.reply.worker for voice in self.voices if voice.says is None],
         }
 
     def answer(self, decided_by: str, *, because: str | None = None, stopped_by: str = "answer") -> Answer:
@@ -261,7 +263,9 @@ def _count(voices: list[_Voice]) -> _Count:
         if voice.says is not None:
             tally[voice.says] = tally.get(voice.says, Decimal(0)) + voice.weight
     best = max(tally, key=lambda says: tally[says]) if tally else None
-    winner = next(voice for voice in voices if voice.says == best or best is None)
+    agreeing = [voice for voice in voices if voice.says == best or best is None]
+    wordings = Counter(voice.answer for voice in agreeing)  # ties: the strongest voice's, which comes first
+    winner = next(voice for voice in agreeing if best is None or wordings[voice.answer] == max(wordings.values()))
     return _Count(voices=voices, tally=tally, winner=winner)
 
 
@@ -274,7 +278,7 @@ def _read(request: Request, reply: Reply) -> str | None:
 
 def _says(request: Request, reply: Reply) -> str | None:
     answer = _read(request, reply)
-    return answer if answer is None or reply.tool_calls else canonical_answer(answer)
+    return answer if answer is None or reply.tool_calls else canonical_answer(answer) or None
 
 
 def _sort_keys(arguments: str) -> str:

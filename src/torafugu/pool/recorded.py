@@ -83,7 +83,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Score."""
     k: int = 0
     answer: str = ""
-    """Extracted; two workers agree when theirs say the same (`grade/agreement.py`), and an empty one with nobody."""
+    """Extracted; two workers agree when theirs say the same (`agreement.py`), and an empty one with nobody."""
     in_tokens: int | None = None
     out_tokens: int | None = None
     latency_s: float | None = None

@@ -19,7 +19,7 @@ import msgspec
 
 from ..episode import Episode, run_episode
 from ..errors import ConfigError
-from ..grade.exact import comparable_answer
+from ..grade.exact import given_answer
 from ..grade.grader import Grader
 from ..grade.task import Task
 from ..orchestrate import Caller, Direct
@@ -205,7 +205,7 @@ def _to_sample(job: Job, episode: Episode) -> Sample:
         model=job.worker,
         k=job.k,
         correct=float(episode.correct or False),
-        answer=comparable_answer(job.task.prompt, episode.text),
+        answer=given_answer(job.task.prompt, episode.text),
         in_tokens=episode.usage.input_tokens,
         out_tokens=episode.usage.output_tokens,
         latency_s=None if episode.reply_latency_ms is None else round(episode.reply_latency_ms / 1e3, 6),

@@ -117,8 +117,9 @@ class _Runs:
 
     def result(self) -> Played:
         n = len(self.current)
-        self.live = np.arange(n)
-        self.current = choose_wording(self.situation())
+        if self.rules.recall:
+            self.live = np.arange(n)
+            self.current = choose_wording(self.situation())
         score = self.world.score[np.arange(n), np.maximum(self.current, 0)]
         return Played(
             score=np.where(self.current >= 0, score, 0.0),

@@ -121,7 +121,7 @@ def matrix_to_world(matrix: OutcomeMatrix, prospect: Prospect) -> World:
     same, alike = np.zeros((n, size, size), bool), np.zeros((n, size, size), bool)
     for i, answers in enumerate(matrix.answers):
         for relation, forms in ((same, map(canonical_answer, answers)), (alike, answers)):
-            texts = np.array(list(forms))
+            texts = np.array(list(forms), dtype=object)
             relation[i] = (texts[:, None] == texts[None]) & (texts != "")[:, None]
     return World(
         score=matrix.first,
