@@ -33,7 +33,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "eval",
         help="measure a policy against everything it has to beat",
         description="Without --tasks: run a trained head on a split of recorded outcomes, through the loop that "
-        "serves, beside every worker, the best single worker (chosen on the training split), votes, neighbours, "
+        "serves, beside every worker, the best single worker (chosen on train and validation), votes, neighbours, "
         "support vectors and the oracle. With --tasks: run any policy live, workers called and answers graded, "
         "beside single workers.",
     )

@@ -1,7 +1,8 @@
 """`fugu eval`: a policy on a held-out split of a recorded set, beside everything it has to beat.
 
 Our policy is run, question by question, through the loop that serves it, against workers that replay their recorded
-answers. The baselines are read off the same answers. What a baseline learns, it learns from the training split.
+answers. The baselines are read off the same answers. What a baseline learns, it learns from
+what the policy learnt from: the splits train and validation.
 """
 
 from __future__ import annotations
@@ -119,17 +120,18 @@ def measure_baselines(
 ) -> list[Measured]:
     """Random, per-category best, votes, neighbours, support vectors. `learned` None: the last two are not measured.
 
-    Without training questions only random is: all others choose on them.
+    Without questions to choose on only random is: all others choose on train and validation.
     """
     found = [Measured(name="random", scores=random_score(target), calls=1)]
-    if len(train) == 0:
+    both = OutcomeMatrix.join(train, validation)
+    if len(both) == 0:
         names = ("best_per_category", "vote_3", "vote_5", *_LEARNERS)
         return found + [
             Measured(name=name, scores=None, why_not="no training questions to choose on") for name in names
         ]
-    per_category = _fill(target, choose_per_category(train, target), train)
+    per_category = _fill(target, choose_per_category(both, target), both)
     found.append(Measured(name="best_per_category", scores=per_category, calls=1))
-    ranking = [int(j) for j in rank_workers(train)]
+    ranking = [int(j) for j in rank_workers(both)]
     for size in (3, 5):
         if len(ranking) < size:
             found.append(Measured(name=f"vote_{size}", scores=None, why_not=f"the pool has {len(ranking)} workers"))

@@ -65,7 +65,9 @@ def evaluate(
     if len(target) == 0:
         found = ", ".join(sorted({q.split for q in matrix.questions}))
         raise ConfigError(f"{recorded.path}: no questions of split {split!r}: the folder has {found}")
-    ranking, chosen_on = _rank(card, train, target)
+    if split == "validation":  # what is measured on chooses nothing
+        validation = matrix.rows([])
+    ranking, chosen_on = _rank(card, OutcomeMatrix.join(train, validation), target)
     models = {worker.id: worker.model for worker in card.workers}
     known = {w: recorded.models[w] for w in target.workers if w in models}
     if not known:
@@ -129,13 +131,15 @@ def _roles_of(card: Card) -> tuple[tuple[str, ...], int | None]:
     return roles, int(rules["max_turns"])
 
 
-def _rank(card: Card, train: OutcomeMatrix, target: OutcomeMatrix) -> tuple[npt.NDArray[np.int64], str]:
-    """Columns, the best single worker first: by the data's own training split; without one, the card names it."""
-    if len(train):
-        return rank_workers(train), "train split of the data"
+def _rank(card: Card, both: OutcomeMatrix, target: OutcomeMatrix) -> tuple[npt.NDArray[np.int64], str]:
+    """Columns, the best single worker first: by the data's splits train and validation; without, the card names it."""
+    if len(both):
+        return rank_workers(both), "train and validation splits of the data"
     named = card.baselines["best_single"]["worker"]
     if named not in target.workers:
-        raise ConfigError(f"the data has no training split, and not the head's best single worker {named!r} either")
+        raise ConfigError(
+            f"the data has neither train nor validation split, and not the head's best single worker {named!r} either"
+        )
     first = target.workers.index(named)
     others = [j for j in range(len(target.workers)) if j != first]
     return np.array([first, *others], dtype=np.int64), "the head's card"

@@ -181,7 +181,8 @@ def look(situation: Situation, prospect: Prospect, evidence: Evidence) -> View:
 
 def choose_wording(situation: Situation) -> Ints:
     """(n,) column of the reply that is returned where the current answer stands: of the Workers' replies that say the
-    same, one whose answer is written as most of them write it; the current one where no other has more. -1: no answer.
+    same, one whose answer is written as most of them write it; the current one where no other has more, else the first
+    in order. -1: no answer.
 
     What is accepted is what an answer says, but who reads it, a grader above all, may take one notation only.
     """
