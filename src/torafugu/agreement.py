@@ -29,13 +29,15 @@ _MAX_CHARS = 4_000
 _SHORT_CHARS = 256
 _MAX_EXPRESSION_CHARS = 300
 _MAX_DEPTH = 25
-_POINTS = 3
+_STEPS = np.array([0.37, 1000.11, 5000.73], np.complex128)
+"""A letter's values, 0.4 to 2.9, come of roots of its code point and these: no sum of letters is another's."""
+_POINTS = len(_STEPS)
 _DIGITS = 10
 """Significant ones, of a value that was computed."""
 _EXACT_DIGITS = 15
 """With more, what was written down is a float: 928001.7949999999."""
 _LARGE = 1e9
-"""A whole number that is computed may be off by one beyond what `_DIGITS` hold."""
+"""Of a computed value that is larger, what is added last may be lost."""
 _OPENING, _CLOSING = "([{", ")]}"
 
 _ALIKE = str.maketrans(
@@ -45,12 +47,14 @@ _ALIKE = str.maketrans(
         **dict.fromkeys("−–—", "-"),
         **dict.fromkeys("“”", '"'),
         **dict.fromkeys("‘’", "'"),
+        "²": "^2",
+        "³": "^3",
         "∣": "|",
     }
 )
 _LATEX = ("\\", "√", "^{", "{,}", "<=", ">=", "!=")
 """Signs of what `_read_latex` reads."""
-_MATRIX = re.compile(r"\\begin\{[a-zA-Z]{0,9}matrix\}(.{0,1000}?)\\end\{[a-zA-Z]{0,9}matrix\}", re.DOTALL)
+_MATRIX = re.compile(r"\\begin\{[a-zA-Z]{0,9}matrix\}(.{0,1000}?)\\end\{[a-zA-Z]{0,9}matrix\}")
 _COMMANDS = tuple(
     (re.compile(form), plain)
     for form, plain in (
@@ -70,7 +74,7 @@ _COMMANDS = tuple(
         (r"\{,\}(?=\d{3})", ","),
         (r"\\(?:[,;: ]|quad(?![a-zA-Z])|qquad(?![a-zA-Z]))", " "),
         (r"\\[()\[\]]", ""),
-        (r"\\(sin|cos|tan|arcsin|arccos|arctan|exp|ln|log)(?=[^a-zA-Z]|[a-zA-Z](?![a-zA-Z]))", r" \1 "),
+        (r"\\(sinh?|cosh?|tanh?|arcsin|arccos|arctan|exp|ln|log)(?=[^a-zA-Z]|[a-zA-Z](?![a-zA-Z]))", r" \1 "),
         (r"\\([{}%$#&_])", r"\1"),
     )
 )
@@ -87,12 +91,18 @@ _FUNCTIONS: Mapping[str, Callable[[Values], Values]] = {
     "sin": np.sin,
     "cos": np.cos,
     "tan": np.tan,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "tanh": np.tanh,
     "arcsin": np.arcsin,
+    "asin": np.arcsin,
     "arccos": np.arccos,
+    "acos": np.arccos,
     "arctan": np.arctan,
+    "atan": np.arctan,
     "exp": np.exp,
     "ln": np.log,
-    "log": np.log,
+    "log": np.log10,
     "sqrt": np.sqrt,
 }
 _CONSTANTS = {"pi": np.pi, "π": np.pi, "e": np.e}
@@ -104,19 +114,22 @@ _TOKEN = re.compile(
 _NUMBER = re.compile(rf"[+-]?(?=\.?\d)(?:{_WHOLE})?(?:\.\d*)?(?:[eE][+-]?\d{{1,4}})?", re.ASCII)
 _QUANTITY = re.compile(rf"([$€£]?)\s?([+-]?{_WHOLE}(?:\.\d+)?)\s?(%|°|(?!pi)[a-zA-Z]{{2,12}})?", re.ASCII)
 _QUOTIENT = re.compile(r"\({0,2}([+-]?)\({0,2}(\d{1,50})\)?\s?/\s?\(?(\d{1,50})\){0,2}", re.ASCII)
-_IS_COMPUTED = re.compile(rf"[\d^*+π]|^pi$|(?:{_NAMES})\(")
+_IS_COMPUTED = re.compile(rf"[\d^*+/π]|^pi$|(?:{_NAMES})(?:\(|\s?[a-zA-Z](?![a-zA-Z]))")
 _ONLY_NUMBERS = re.compile(r"[-+*/()\s\d.,]+", re.ASCII)
-_NOT_COMPUTED = re.compile(r"[a-zA-Zθ]{2}|[a-zA-Zθ]\s+[a-zA-Zθ]|[a-zA-Zθ]\(|\d[eE][+-]?\d|^\W*[a-zA-Zθ]\W*$")
-"""Words, letters in a row, a function's name, an exponent that is too large, a lone letter."""
-_CONSTANT_AT_END = re.compile(r"\s*\+\s*[cC]$")
+_NOT_COMPUTED = re.compile(r"[a-zA-Zθ]{2}|[a-zA-Zθ]\s+[a-zA-Zθ]|[a-su-wA-Zθ]\(|\d[eE][+-]?\d|^\W*[a-zA-Zθ]\W*$")
+"""Words, letters in a row, a function's name, an exponent that no number has here, a lone letter."""
+_SCIENTIFIC = re.compile(r"([+-]?\d+(?:\.\d+)?)\s?\*\s?10\^\(?([+-]?\d{1,4})\)?", re.ASCII)
+_CONSTANT_AT_END = re.compile(r"\s*\+\s*C$")
 _OR = re.compile(r"\bor\b|∪")
 _NAMED = re.compile(r"\s*([a-zA-Z]\w{0,9})\s*=([^=]+)")
 _AN = re.compile(r"\ban ")
-_AROUND_MARKS = re.compile(r"\s?([-,;:/=()\[\]{}])\s?")
-_EMPHASIS = re.compile(r"(\*\*|__|`)([^*_`]+)\1")
+_AROUND_MARKS = re.compile(r"\s?([,;:/=()\[\]{}])\s?|(?<=[\w)\]}])\s([-+*<>≤≥≠→∧∨∪]|->)\s(?=[\w(\[{¬\\-])")
+_IS_QUOTED = re.compile(r"(?<!\w)'|\"")
+_LAYOUT = re.compile(r"^\s|\s$|\s\s|[^\S ]")
+_EMPHASIS = re.compile(r"(\*\*|`)([^*`]+)\1")
 _COMMON = frozenset(("yes", "no", "true", "false", "none", "unknown", "valid", "invalid"))
 """Of these capitals say nothing."""
-_SENTENCE_START = re.compile(r"[A-Z][a-z]+(?![\w'])")
+_SENTENCE_START = re.compile(r"[A-Z][a-z]{2,}(?![\w'])")
 
 
 def canonical_answer(answer: str) -> str:
@@ -130,11 +143,12 @@ def canonical_answer(answer: str) -> str:
 def _read(answer: str) -> str:
     if not answer.strip():
         return ""
-    if answer != answer.strip() or "  " in answer or "\n" in answer:
-        return f"'{answer}"
     head, tail = answer[:_MAX_CHARS], answer[_MAX_CHARS:]
-    text = _read_latex(unicodedata.normalize("NFC", head).translate(_ALIKE))
-    form = _canonical(_unquote(_unwrap(text)), 0) or head
+    if _LAYOUT.search(answer):
+        form = f"'{head}"
+    else:
+        text = _unwrap(_read_latex(unicodedata.normalize("NFC", head).translate(_ALIKE)))
+        form = _read_quoted(text) or _canonical(text, 0) or head
     return f"{form}#{hashlib.sha256(tail.encode(errors='replace')).hexdigest()}" if tail else form
 
 
@@ -152,9 +166,11 @@ def _canonical(text: str, depth: int) -> str:
                 return found
     if text.casefold() in _COMMON:
         return text.casefold()
+    if _IS_QUOTED.search(text):
+        return text
     if start := _SENTENCE_START.match(text):
         text = text[0].lower() + text[1:] if " " in text or start.end() == len(text) else text
-    return _AROUND_MARKS.sub(r"\1", " ".join(_AN.sub("a ", text).split()))
+    return _AROUND_MARKS.sub(r"\1\2", " ".join(_AN.sub("a ", text).split()))
 
 
 def _unwrap(text: str) -> str:
@@ -172,9 +188,13 @@ def _unwrap(text: str) -> str:
     return text
 
 
-def _unquote(text: str) -> str:
-    is_quoted = len(text) > 2 and text[0] == text[-1] and text[0] in "\"'" and text.count(text[0]) == 2
-    return text[1:-1] if is_quoted else text
+def _read_quoted(text: str) -> str | None:
+    """Quotes around a word do not count; what else is quoted is meant as it is."""
+    if len(text) < 3 or text[0] != text[-1] or text[0] not in "\"'" or text.count(text[0]) != 2:
+        return None
+    inside = text[1:-1]
+    form = _canonical(inside, 0)
+    return form if inside == form or inside.casefold() == form in _COMMON else repr(inside)
 
 
 def _read_latex(text: str) -> str:
@@ -195,7 +215,7 @@ def _read_latex(text: str) -> str:
 
 
 def _read_matrix(found: re.Match[str]) -> str:
-    rows = [row.strip(" \\\n") for row in found[1].split("\\\\")]
+    rows = [row.strip(" \\") for row in found[1].split("\\\\")]
     return "[" + ",".join(f"[{row.replace('&', ',')}]" for row in rows if row) + "]"
 
 
@@ -211,9 +231,12 @@ def _read_number(text: str, depth: int) -> str | None:
     if _NUMBER.fullmatch(text):
         return "=" + _write_decimal(text)
     if quantity := _QUANTITY.fullmatch(text):
-        return f"={_write_decimal(quantity[2])} {quantity[1]}{(quantity[3] or '').removesuffix('s')}"
-    if quotient := _QUOTIENT.fullmatch(text):
-        return "=" + quotient[1].strip("+") + _write_quotient(int(quotient[2]), int(quotient[3]))
+        unit = quantity[3] or ""
+        return f"={_write_decimal(quantity[2])} {quantity[1]}{unit.removesuffix('s') if len(unit) > 3 else unit}"
+    if power := _SCIENTIFIC.fullmatch(text):
+        return "=" + _write_decimal(f"{power[1]}e{power[2]}")
+    if (quotient := _QUOTIENT.fullmatch(text)) and text.count("(") == text.count(")"):
+        return "=" + quotient[1].strip("+") + _write_quotient(quotient[2], quotient[3])
     if not _IS_COMPUTED.search(text) or _ONLY_NUMBERS.fullmatch(text):
         return None
     if _NOT_COMPUTED.search(re.sub(_NAMES, " 1 ", text)):
@@ -232,20 +255,23 @@ def _write_decimal(text: str) -> str:
     if number == number.to_integral_value():
         return str(int(number))
     digits = len(number.normalize().as_tuple().digits)
-    return f"{float(number):.{_EXACT_DIGITS - 3}g}" if digits >= _EXACT_DIGITS else f"{number.normalize():f}"
+    return f"{float(number):.{_EXACT_DIGITS - 3}g}" if digits > _EXACT_DIGITS else f"{number.normalize():f}"
 
 
-def _write_quotient(above: int, below: int) -> str:
-    """As a decimal number where that ends, so that 1/2 is 0.5; else as it is: 2/6 may not be what was asked for."""
-    if below == 0:
-        return f"{above}/0"
-    value = Fraction(above, below)
+def _write_quotient(above: str, below: str) -> str:
+    """As a decimal number where that ends, so that 1/2 is 0.5. 2/4 is not: the simplest form may be asked for."""
+    as_written = f"{above}/{below}"
+    if int(below) == 0 or as_written != f"{int(above)}/{int(below)}":
+        return as_written
+    value = Fraction(int(above), int(below))
+    if value.denominator != int(below):
+        return as_written
     rest = value.denominator
     for prime in (2, 5):
         while rest % prime == 0:
             rest //= prime
     if rest > 1 or value.denominator > 10**12:
-        return f"{above}/{below}"
+        return as_written
     return _write_decimal(f"{Decimal(value.numerator) / Decimal(value.denominator):f}")
 
 
@@ -255,10 +281,11 @@ def _write_value(value: complex) -> str:
 
 
 def _write_float(value: float, size: float) -> str:
-    if abs(value) <= 1e-9 * max(size, 1e-3):
+    if abs(value) <= 1e-9 * size:
         return "0"
-    if abs(value) < _LARGE and abs(value - round(value)) < 1e-9:
-        return str(round(value))
+    whole = round(value)
+    if whole and abs(value - whole) < 1e-9:
+        return str(whole)
     return f"{value:.{_DIGITS}g}"
 
 
@@ -270,17 +297,15 @@ def _write_expression(text: str) -> str:
     """
     rest = _CONSTANT_AT_END.sub("", text)
     expression = _Expression(rest)
-    is_up_to_constant = rest != text and bool(expression.letters)
+    is_up_to_constant = rest != text and len(expression.letters) == 1
     if not is_up_to_constant:
         expression = _Expression(text)
     values = expression.values()
-    if not np.isfinite(values).all():
+    if not np.isfinite(values).all() or (np.abs(values) >= _LARGE).any():
         raise _Unreadable
     if expression.letters:
         values = values - values[0] if is_up_to_constant else values
         return "=" + " ".join(map(_write_value, values)) + (" + C" if is_up_to_constant else "")
-    if abs(values[0]) >= _LARGE:
-        raise _Unreadable
     return "=" + _write_value(values[0])
 
 
@@ -316,6 +341,10 @@ class _Expression:
             self._next += 1
             return self._tokens[self._next - 1][1]
         return None
+
+    def _is_letter(self) -> bool:
+        kind, token = self._tokens[self._next]
+        return kind == "name" and token not in _FUNCTIONS
 
     def _descend(self) -> None:
         self._depth += 1
@@ -379,8 +408,8 @@ class _Expression:
             return np.full(_POINTS, _CONSTANTS[token], np.complex128)
         if kind != "name":
             raise _Unreadable
-        steps = ord(token) * 0.6180339887498949 + np.arange(_POINTS) * 0.7548776662466927
-        return (0.3 + steps % 1.0).astype(np.complex128)
+        values: Values = 0.04 * np.sqrt(ord(token) + _STEPS)
+        return values
 
     def _function(self, function: Callable[[Values], Values]) -> Values:
         """`sin x`, `sin(x)`, `sin^2(x)`; not `sin^(-1) x`, which is another function."""
@@ -388,7 +417,13 @@ class _Expression:
         exponent = self._atom() if self._take("^", "**") else None
         if exponent is not None and (exponent.real < 0).any():
             raise _Unreadable
-        result = function(self._atom())
+        if self._next < len(self._tokens) and self._tokens[self._next][1] == "(":
+            argument = self._atom()
+        else:  # sin 2x
+            argument = self._power()
+            while self._next < len(self._tokens) and self._is_letter():
+                argument = argument * self._power()
+        result = function(argument)
         self._depth -= 1
         return result if exponent is None else np.power(result, exponent)
 
@@ -399,9 +434,13 @@ class _Expression:
 def _read_alternatives(text: str, depth: int) -> str | None:
     """`0 or 1` is `1 or 0`."""
     parts = _OR.split(text)
-    if len(parts) < 2 or not all(part.strip() for part in parts):
+    if len(parts) < 2 or _IS_QUOTED.search(text) or "->" in text or "→" in text:
         return None
-    return "or(" + "|".join(sorted(_canonical(part, depth) for part in parts)) + ")"
+    if not all(part.strip() and _split(part, ",") for part in parts):
+        return None
+    names = {named[1] for part in parts if (named := _NAMED.fullmatch(part))}
+    write = _canonical if len(names) < 2 else _write_item
+    return "or(" + "|".join(sorted(write(part.strip(), depth) for part in parts)) + ")"
 
 
 def _read_list(text: str, depth: int) -> str | None:
@@ -409,7 +448,7 @@ def _read_list(text: str, depth: int) -> str | None:
     items, separator = _split_list(text)
     if len(items) > 1:
         return separator.join(_write_items(items, depth, is_set=all(map(_NAMED.fullmatch, items))))
-    if len(text) < 2 or text[0] not in _OPENING or _closes_at(text, 0) != len(text) - 1:
+    if len(text) < 2 or text[0] not in _OPENING or text[-1] not in _CLOSING:
         return None
     items, separator = _split_list(text[1:-1])
     if not items:
@@ -433,7 +472,7 @@ def _write_items(items: list[str], depth: int, *, is_set: bool) -> list[str]:
 
 def _write_item(item: str, depth: int) -> str:
     if len(item) >= 2 and item[0] == item[-1] and item[0] in "\"'" and item.count(item[0]) == 2:
-        return f'"{item[1:-1]}"'
+        return repr(item[1:-1])
     if named := _NAMED.fullmatch(item):
         return f"{named[1]}={_canonical(named[2], depth)}"
     return _canonical(item, depth)
@@ -459,21 +498,12 @@ def _split(text: str, separator: str) -> list[str] | None:
     return None if level or quote else [*parts, text[start:]]
 
 
-def _closes_at(text: str, start: int) -> int:
-    """Where the bracket at `start` closes, of whatever kind."""
-    level = 0
-    for i in range(start, len(text)):
-        level += (text[i] in _OPENING) - (text[i] in _CLOSING)
-        if level == 0:
-            return i
-    return len(text)
-
-
 def _read_equation(text: str, depth: int) -> str | None:
-    """`x = 5` is `5`; of others both sides are read."""
+    """`x = 5` is `5`, `f(x) = 2x` is `2x`; of others both sides are read."""
     sides = [side.strip() for side in text.split("=")]
     if len(sides) != 2 or not all(sides) or sides[0][-1] in "<>!":
         return None
     forms = [_canonical(side, depth) for side in sides]
-    is_named = re.fullmatch(r"[a-z](?:\([a-z]\))?", sides[0]) and forms[1].startswith("=")
+    is_value = forms[1].startswith("=") and " " not in forms[1]
+    is_named = (sides[0] == "x" and is_value) or (sides[0] == "f(x)" and forms[1].startswith("="))
     return forms[1] if is_named else "==".join(forms)

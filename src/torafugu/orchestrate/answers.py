@@ -17,7 +17,7 @@ __all__ = ["asks_for_answer", "last_user_text", "read_answer", "read_verified"]
 _TAG = re.compile(r"<answer>", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _ANNOUNCED = re.compile(r"(?:.{0,120}\b)?answer(?: is ?:?| ?[:=]) ?(.{1,120})", re.IGNORECASE)
-_MARKUP = re.compile(r"[*_`$]+")
+_MARKUP = re.compile(r"(?<![\w*_`])(\*\*|__|[*_`])(?=\S)([^*_`]+)(?<=\S)\1(?![\w*_`])")
 _SHORT_CHARS = 48
 """A reply of one line that is no longer is an answer by itself."""
 
@@ -45,7 +45,7 @@ def read_answer(request: Request, reply: Reply) -> str | None:
         return given_answer("", boxed[-1]) or None
     if _TAG.search(prompt):
         return ""
-    last = " ".join(_MARKUP.sub("", extract_answer(text) or "").split())  # long runs of blanks would take minutes
+    last = " ".join(_MARKUP.sub(r"\2", extract_answer(text) or "").split())  # long runs of blanks would take minutes
     if announced := _ANNOUNCED.fullmatch(last):
         return given_answer("", announced[1]) or None
     if request.task is not None:  # its grader reads the last line, too

@@ -220,7 +220,7 @@ class _Voice:
     reply: Reply
     weight: Decimal
     answer: str | None
-    """In comparable form; None when there is none, and it votes for nobody."""
+    """As it is written; None when there is none, and it votes for nobody."""
     says: str | None
     """What is counted: the same for answers that say the same."""
 

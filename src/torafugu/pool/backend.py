@@ -26,7 +26,7 @@ class Query(Value, frozen=True, kw_only=True):
     role: str = "worker"
     """As in `Step`, for workers that replay answers; never sent."""
     verifies: str | None = None
-    """The answer to be verified, in comparable form, for workers that replay answers; never sent."""
+    """The answer to be verified, for workers that replay answers; never sent."""
     results: Mapping[int, str] = {}
     """Replies of the steps that this one sees, by position in the workflow, for workers in this process; never sent."""
 
