@@ -29,7 +29,7 @@ _MAX_CHARS = 4_000
 _SHORT_CHARS = 256
 _MAX_EXPRESSION_CHARS = 300
 _MAX_DEPTH = 25
-_STEPS = np.array([0.37, 1000.11, 5000.73], np.complex128)
+_STEPS = np.array([0.37, 1000.11, 5000.73])
 """A letter's values, 0.4 to 2.9, come of roots of its code point and these: no sum of letters is another's."""
 _POINTS = len(_STEPS)
 _DIGITS = 10
@@ -408,8 +408,7 @@ class _Expression:
             return np.full(_POINTS, _CONSTANTS[token], np.complex128)
         if kind != "name":
             raise _Unreadable
-        values: Values = 0.04 * np.sqrt(ord(token) + _STEPS)
-        return values
+        return (0.04 * np.sqrt(ord(token) + _STEPS)).astype(np.complex128)
 
     def _function(self, function: Callable[[Values], Values]) -> Values:
         """`sin x`, `sin(x)`, `sin^2(x)`; not `sin^(-1) x`, which is another function."""
