@@ -408,7 +408,8 @@ class _Expression:
             return np.full(_POINTS, _CONSTANTS[token], np.complex128)
         if kind != "name":
             raise _Unreadable
-        return (0.04 * np.sqrt(ord(token) + _STEPS)).astype(np.complex128)
+        values: Values = (0.04 * np.sqrt(ord(token) + _STEPS)).astype(np.complex128)
+        return values
 
     def _function(self, function: Callable[[Values], Values]) -> Values:
         """`sin x`, `sin(x)`, `sin^2(x)`; not `sin^(-1) x`, which is another function."""
