@@ -60,6 +60,8 @@ SAME = [
     ("\\left(1, 2\\right)", "(1, 2)"),
     # words
     ("Grandfather.", "grandfather"),
+    ("NASA.", "NASA"),
+    ("(B)", "B."),
     ("4 * (3 + 3)", "4*(3+3)"),
     ("x < 5", "x<5"),
     ("p ∧ q", "p∧q"),
@@ -156,7 +158,7 @@ DIFFERENT = [
     ("] >", ") >"),
     ("a,b", "b,a"),
     ("iq!!!!", "iq!!!"),
-    ("DFA.", "DFA"),
+    (".DFA", "DFA"),
     ("\\foo", "foo"),
     ("a  b", "a b"),
     ("a\nb", "a b"),

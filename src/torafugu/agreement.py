@@ -129,6 +129,7 @@ _LAYOUT = re.compile(r"^\s|\s$|\s\s|[^\S ]")
 _EMPHASIS = re.compile(r"(\*\*|`)([^*`]+)\1")
 _COMMON = frozenset(("yes", "no", "true", "false", "none", "unknown", "valid", "invalid"))
 """Of these capitals say nothing."""
+_OPTION = re.compile(r"\(?([A-Z])[):]{0,2}")
 _SENTENCE_START = re.compile(r"[A-Z][a-z]{2,}(?![\w'])")
 
 
@@ -159,6 +160,8 @@ _read_long = functools.lru_cache(maxsize=1_024)(_read)
 
 def _canonical(text: str, depth: int) -> str:
     text = _unwrap(text)
+    if option := _OPTION.fullmatch(text):
+        return option[1]
     if depth < _MAX_DEPTH:
         for read in (_read_number, _read_alternatives, _read_list, _read_equation):
             found = read(text, depth + 1)
@@ -183,7 +186,7 @@ def _unwrap(text: str) -> str:
             text = marked[2]
         if len(text) > 2 and text[0] == text[-1] == "$" and text.count("$") == 2:
             text = text[1:-1]
-        if re.search(r"[a-z\d)\]}$]\.$", text):
+        if re.search(r"[^\W_]\.$|[)\]}$]\.$", text):
             text = text[:-1]
     return text
 
