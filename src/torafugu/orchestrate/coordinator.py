@@ -3,7 +3,8 @@
     Thinker   plans, may suggest the next role          Worker   answers; the last Worker's reply is the run's answer
     Verifier  solves it again and compares; accepting ends the run, and nothing is verified before there is an answer
 
-TRINITY (arXiv 2512.04695), with argmax when serving. What a call would only repeat is recalled (`tri_head.py`). Each
+TRINITY (arXiv 2512.04695), with argmax when serving. What a call would only repeat is recalled (`tri_head.py`). Of the
+replies that say the same as the answer, the wording that most share is returned (`situation.choose_wording`). Each
 decision is made anew from the run's events: what stands in the record is all that the coordinator ever saw.
 """
 
