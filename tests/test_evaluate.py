@@ -196,6 +196,23 @@ def test_measured_baselines(matrix: OutcomeMatrix) -> None:
     assert found["knn"].why_not == "no training and validation questions to learn from"
 
 
+def test_baselines_choose_on_validation_too(tmp_path: Path) -> None:
+    """Policies learn from both splits, so baselines choose on both: here the second turns the first around."""
+    rows: list[Row] = [
+        ("t1", "train", "maths", [(1, "a"), (0, "x"), (0, "y")]),
+        *((f"v{i}", "validation", "maths", [(0, "x"), (1, "a"), (0, "y")]) for i in range(2)),
+        ("m1", "test", "maths", [(0, "x"), (1, "a"), (0, "y")]),
+    ]
+    matrix = read_table(tmp_path, rows)
+    train, validation, test = matrix.split("train"), matrix.split("validation"), matrix.split("test")
+    for known, wanted in ((validation, 1.0), (validation.rows([]), 0.0)):
+        found = {m.name: m.scores for m in measure_baselines(train, known, test, None)}
+        for name in ("best_per_category", "vote_3"):  # of three different answers the best voter's counts
+            scores = found[name]
+            assert scores is not None
+            assert scores.tolist() == [wanted], name
+
+
 def test_no_training_split(matrix: OutcomeMatrix) -> None:
     """Where there is nothing to choose on, the baselines that choose are not measured, and say so."""
     test = matrix.split("test")

@@ -84,6 +84,15 @@ def test_majority() -> None:
     assert (run.calls, len(run.plans)) == (3, 1)
 
 
+def test_votes_go_by_what_is_said() -> None:
+    """However it is written an answer is one; the wording that most chose is returned, the strongest one is listed."""
+    backends = {"a": says("5.0"), "b": says("6"), "c": says("5"), "d": says("5")}
+    text, notes = answered(ask(config("a", "b", "c", "d", weights={"a": "1.5"}), backends))
+    assert text == "5"
+    assert notes["tally"] == {"5.0": 3.5, "6": 1.0}
+    assert notes["dissent"] == ["b"]
+
+
 def test_weights_against_a_majority() -> None:
     """One worker that outweighs two others together decides against them."""
     backends = {"a": says("4"), "b": says("5"), "c": says("5")}

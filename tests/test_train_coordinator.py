@@ -28,7 +28,14 @@ from torafugu.orchestrate.coordinator import Coordinator, CoordinatorHead
 from torafugu.orchestrate.policies import load_policy
 from torafugu.orchestrate.tri_head import TriHead
 from torafugu.pool.recorded import create_recorded_pool, read_recorded
-from torafugu.train.coordinator import CANDIDATES, SINGLE, CoordinatorConfig, TrainedCoordinator, train_coordinator
+from torafugu.train.coordinator import (
+    CANDIDATES,
+    SINGLE,
+    CoordinatorConfig,
+    Judged,
+    TrainedCoordinator,
+    train_coordinator,
+)
 from torafugu.train.rollout import play
 from torafugu.train.tri_trainers import Floats, RandomSearch, TriProblem
 from trinity import AGREEING_CALLS, SINGLE_SCORE, VOICES, make_pattern_world, write_pattern
@@ -148,6 +155,16 @@ def test_mean_calls_are_kept_to(made: Made, tmp_path: Path) -> None:
     judged = [row for row in read_rows(tmp_path / "policy" / "metrics.jsonl") if row["stage"] == "candidate"]
     assert any(float(str(row["seen_gain"])) > trained.start.seen for row in judged)
     assert trained.head.card.training["mean_calls"] == 1.5
+
+
+def test_known_and_unknown_families_are_held_to_the_limit() -> None:
+    """What counts is whichever takes more calls; with one family there are no unknown ones."""
+    gains = {"seen": 0.0, "seen_error": 0.1, "seen_accuracy_gain": 0.0}
+    unknown = {"unseen": 0.0, "unseen_error": 0.1, "unseen_accuracy_gain": 0.0}
+    for seen, unseen in ((2.5, 3.5), (3.5, 2.5)):
+        assert Judged(name="x", **gains, **unknown, seen_calls=seen, unseen_calls=unseen).calls == 3.5
+    none = dict.fromkeys(unknown)
+    assert Judged(name="x", **gains, **none, seen_calls=2.5, unseen_calls=None).calls == 2.5
 
 
 def test_votes_are_judged_on_the_same_folds(made: Made) -> None:

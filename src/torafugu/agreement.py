@@ -193,11 +193,17 @@ def _unwrap(text: str) -> str:
 
 def _read_quoted(text: str) -> str | None:
     """Quotes around a word do not count; what else is quoted is meant as it is."""
-    if len(text) < 3 or text[0] != text[-1] or text[0] not in "\"'" or text.count(text[0]) != 2:
+    inside = _quoted(text)
+    if not inside:
         return None
-    inside = text[1:-1]
     form = _canonical(inside, 0)
     return form if inside == form or inside.casefold() == form in _COMMON else repr(inside)
+
+
+def _quoted(text: str) -> str | None:
+    """What stands between quotes that begin and end it; None without such."""
+    is_quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'" and text.count(text[0]) == 2
+    return text[1:-1] if is_quoted else None
 
 
 def _read_latex(text: str) -> str:
@@ -474,8 +480,9 @@ def _write_items(items: list[str], depth: int, *, is_set: bool) -> list[str]:
 
 
 def _write_item(item: str, depth: int) -> str:
-    if len(item) >= 2 and item[0] == item[-1] and item[0] in "\"'" and item.count(item[0]) == 2:
-        return repr(item[1:-1])
+    inside = _quoted(item)
+    if inside is not None:
+        return repr(inside)
     if named := _NAMED.fullmatch(item):
         return f"{named[1]}={_canonical(named[2], depth)}"
     return _canonical(item, depth)

@@ -67,7 +67,7 @@ def evaluate(
         raise ConfigError(f"{recorded.path}: no questions of split {split!r}: the folder has {found}")
     if split == "validation":  # what is measured on chooses nothing
         validation = matrix.rows([])
-    ranking, chosen_on = _rank(card, OutcomeMatrix.join(train, validation), target)
+    ranking, chosen_on = _rank(card, train, validation, target)
     models = {worker.id: worker.model for worker in card.workers}
     known = {w: recorded.models[w] for w in target.workers if w in models}
     if not known:
@@ -131,10 +131,13 @@ def _roles_of(card: Card) -> tuple[tuple[str, ...], int | None]:
     return roles, int(rules["max_turns"])
 
 
-def _rank(card: Card, both: OutcomeMatrix, target: OutcomeMatrix) -> tuple[npt.NDArray[np.int64], str]:
+def _rank(
+    card: Card, train: OutcomeMatrix, validation: OutcomeMatrix, target: OutcomeMatrix
+) -> tuple[npt.NDArray[np.int64], str]:
     """Columns, the best single worker first: by the data's splits train and validation; without, the card names it."""
-    if len(both):
-        return rank_workers(both), "train and validation splits of the data"
+    if len(train) or len(validation):
+        there = [name for name, part in (("train", train), ("validation", validation)) if len(part)]
+        return rank_workers(OutcomeMatrix.join(train, validation)), " and ".join(there)
     named = card.baselines["best_single"]["worker"]
     if named not in target.workers:
         raise ConfigError(
