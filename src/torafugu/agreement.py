@@ -35,7 +35,7 @@ _POINTS = len(_STEPS)
 _DIGITS = 10
 """Significant ones, of a value that was computed."""
 _EXACT_DIGITS = 15
-"""With more, what was written down is a float: 928001.7949999999."""
+"""With more, what was written down is a float: 417302.6449999999."""
 _LARGE = 1e9
 """Of a computed value that is larger, what is added last may be lost."""
 _OPENING, _CLOSING = "([{", ")]}"
