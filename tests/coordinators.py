@@ -22,7 +22,7 @@ from torafugu.orchestrate import orchestrate
 from torafugu.orchestrate.artefact import Card, WorkerIdentity
 from torafugu.orchestrate.coordinator import Coordinator, CoordinatorHead
 from torafugu.orchestrate.head import FeatureMap
-from torafugu.orchestrate.situation import RUN_FEATURES, WORKER_FEATURES, Evidence
+from torafugu.orchestrate.situation import RUN_FEATURES, WORKER_FEATURES, Evidence, Lengths, measure_length
 from torafugu.orchestrate.tri_head import ROLES, Rules, TriHead
 from torafugu.pool.recorded import RecordedSet, create_recorded_pool, read_recorded
 from torafugu.train.rollout import World
@@ -54,15 +54,19 @@ def make_tri_head(role: Weights, worker: Weights) -> TriHead:
 
 
 def make_evidence(size: int, **changes: object) -> Evidence:
-    """Earlier workers are better; two voices beat "none", one about ties with it."""
+    """Earlier workers are better; two voices beat "none", one about ties with it. A point of deviation is worth the
+    same whether all workers or one is above its usual.
+    """
     ability = np.linspace(0.9, 0.5, size)
     fields = {
         "weight": np.full(size, 1.0),
         "of_deviation": 0.0,
+        "of_easiness": changes.get("of_deviation", 0.0),
         "none": np.zeros(5),
         "ability": ability,
         "overlap": np.zeros((size, size)),
         "cost": np.zeros(size),
+        "lengths": Lengths.unread(size),
     }
     return Evidence(**(fields | changes))  # type: ignore[arg-type]
 
@@ -73,10 +77,17 @@ def draw_evidence(size: int, seed: int) -> Evidence:
     return Evidence(
         weight=draw.normal(1, 1, size),
         of_deviation=float(draw.normal()),
+        of_easiness=float(draw.normal()),
         none=draw.normal(size=5),
         ability=draw.random(size),
         overlap=draw.random((size, size)),
         cost=draw.random(size),
+        lengths=Lengths(
+            mean=draw.normal(4, 1, size),
+            scale=0.5 + draw.random(size),
+            of_voice=float(draw.normal()),
+            of_none=float(draw.normal()),
+        ),
     )
 
 
@@ -107,7 +118,7 @@ def make_head(
 
 def write_answers(folder: Path, *, workers: str = "abcd", count: int = 10, seed: int = 0) -> RecordedSet:
     """Random answers out of few, so that they often agree, in one of two wordings; a tenth is empty, a sixth was never
-    recorded.
+    recorded, of a fifth the tokens were not counted.
     """
     draw = np.random.default_rng([seed, 2])
     write_rows(folder, "questions", [question(f"q{i}") for i in range(count)])
@@ -117,7 +128,8 @@ def write_answers(folder: Path, *, workers: str = "abcd", count: int = 10, seed:
             answer = str(draw.choice(["right", "Right.", "wrong", "other", ""], p=[0.25, 0.25, 0.2, 0.2, 0.1]))
             score = {"right": 1.0, "Right.": 0.75, "other": 0.25}.get(answer, 0.0)
             if draw.random() > 1 / 6 or k == i % len(workers):  # someone was asked
-                rows.append(outcome(f"q{i}", worker, score, answer=answer))
+                counted = {} if draw.random() < 0.2 else {"out_tokens": int(draw.integers(0, 1000))}
+                rows.append(outcome(f"q{i}", worker, score, answer=answer, **counted))
     write_rows(folder, "outcomes", rows)
     return read_recorded(folder)
 
@@ -125,13 +137,14 @@ def write_answers(folder: Path, *, workers: str = "abcd", count: int = 10, seed:
 def to_world(recorded: RecordedSet, head: CoordinatorHead) -> World:
     """The same answers as arrays."""
     n, size = len(recorded.questions), len(recorded.workers)
-    score = np.full((n, size), np.nan)
+    score, length = np.full((n, size), np.nan), np.full((n, size), np.nan)
     same, alike = np.zeros((n, size, size), bool), np.zeros((n, size, size), bool)
     for i, row in enumerate(recorded.questions):
         samples = [recorded.samples.get((row.qid, worker)) for worker in recorded.workers]
         for j, found in enumerate(samples):
             if found is not None:
                 score[i, j] = found[0].correct
+                length[i, j] = measure_length(found[0].out_tokens)
                 for k, other in enumerate(samples):
                     texts = [found[0].answer, "" if other is None else other[0].answer]
                     alike[i, j, k] = texts[0] == texts[1] != ""
@@ -141,6 +154,7 @@ def to_world(recorded: RecordedSet, head: CoordinatorHead) -> World:
         same=same,
         alike=alike,
         cost=np.random.default_rng(3).random((n, size)),
+        length=length,
         prospect=head.prospect(Texts().states([row.text for row in recorded.questions])),
         unreadable=np.zeros(n, bool),
     )

@@ -42,6 +42,7 @@ def columns(matrix: OutcomeMatrix, *workers: str) -> OutcomeMatrix:
         answers=tuple(tuple(row[j] for j in keep) for row in matrix.answers),
         cost_usd=matrix.cost_usd[:, keep],
         latency_s=matrix.latency_s[:, keep],
+        out_tokens=matrix.out_tokens[:, keep],
     )
 
 
@@ -59,7 +60,7 @@ def hidden_of(matrix: OutcomeMatrix) -> np.ndarray:
 
 
 def train(matrix: OutcomeMatrix) -> CoordinatorHead:
-    fitted = fit_reading(matrix, hidden_of(matrix), QuestionMap(features=None), seed=0)
+    fitted = fit_reading(matrix, hidden_of(matrix), QuestionMap(features=None, reads_lengths=True), seed=0)
     card = Card(
         encoder="e",
         workers=tuple(WorkerIdentity(w, f"{w}-1") for w in matrix.workers),
@@ -82,6 +83,7 @@ def accuracy(head: CoordinatorHead, matrix: OutcomeMatrix) -> float:
         same=world.same[:, at][:, :, at],
         alike=world.alike[:, at][:, :, at],
         cost=world.cost[:, at],
+        length=world.length[:, at],
     )
     return float(play(world, head.evidence, head.head, head.rules).score.mean())
 
@@ -114,6 +116,24 @@ def test_near_what_training_finds(matrix: OutcomeMatrix) -> None:
     at = [worker.id for worker in whole.card.workers].index("star")
     assert grown.evidence.weight[4] == pytest.approx(whole.evidence.weight[at], abs=0.7)
     assert grown.evidence.ability[4] == pytest.approx(whole.evidence.ability[at], abs=0.02)
+
+
+def test_lengths_of_a_new_worker(matrix: OutcomeMatrix) -> None:
+    """What it usually writes is measured in the profile; what length means was learnt from the others."""
+    draw = np.random.default_rng(0)
+    wrong = np.nan_to_num(matrix.first) < 0.5
+    tokens = np.exp(draw.normal(np.linspace(3, 5, 5) + wrong, 0.2))
+    tokens[:, -1][:10] = np.nan
+    measured = dataclasses.replace(matrix, out_tokens=tokens)
+    old = train(columns(measured, "able", "best", "fair", "poor"))
+    grown = add_workers(old, measured.rows(range(60)), hidden_of(matrix)[:60])
+    before, after = old.evidence.lengths, grown.evidence.lengths
+    assert (after.of_voice, after.of_none) == (before.of_voice, before.of_none)
+    assert after.of_voice < -0.5
+    assert np.array_equal(after.mean[:4], before.mean)
+    assert np.array_equal(after.scale[:4], before.scale)
+    usual = np.log1p(tokens[10:60, -1])
+    assert (after.mean[4], after.scale[4]) == pytest.approx((usual.mean(), usual.std()), rel=1e-6)
 
 
 def test_a_profile_of_the_new_worker_alone(matrix: OutcomeMatrix) -> None:

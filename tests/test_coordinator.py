@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from torafugu.orchestrate.coordinator import Coordinator, CoordinatorHead
 from torafugu.orchestrate.tri_head import Rules, TriHead
 from torafugu.pool import Backend, Completion, Delta, Failing, Query, Scripted
 from torafugu.store import open_store
-from torafugu.types import Message, Request, Sampling, Step, ToolCall
+from torafugu.train.tri_trainers import Start
+from torafugu.types import Message, Request, Sampling, Step, ToolCall, Usage
 
 DOWN = WorkerError("worker: 500", worker="x", code="server_error")
 TOO_LONG = WorkerError("worker: too long", worker="x", code="context_overflow")
@@ -598,6 +601,49 @@ def test_notes_say_what_was_decided_and_why() -> None:
     assert first.notes["roles"]["verifier"] == 0
 
 
+# --- lengths ---
+
+
+@pytest.mark.parametrize(("tokens", "trusted"), [(20, True), (2000, False), (None, True)])
+def test_length_of_a_reply_tells_whether_to_ask_another(tokens: int | None, trusted: bool) -> None:
+    """Where long replies are often wrong, one makes the coordinator ask on; one of unknown length says nothing."""
+    evidence = make_evidence(2, weight=np.full(2, 2.0))
+    lengths = replace(evidence.lengths, mean=np.full(2, 5.0), of_voice=-1.0)
+    usage = count_tokens(tokens)
+    backends = {worker: Scripted(lambda query: "<answer>7</answer>", usage=usage) for worker in "ab"}
+    head = make_head("ab", Start(threshold=0.8, deviation=0).to_head(), evidence=replace(evidence, lengths=lengths))
+    run = asyncio.run(orchestrate(ASK, Coordinator(head, Texts(), models("ab")), make_pool(backends)))
+    assert turns(run) == (["worker a"] if trusted else ["worker a", "worker b"])
+
+
+def test_length_of_verification_is_not_that_of_an_answer() -> None:
+    """A Verifier's reply holds an answer of its own, but how long it is says nothing of how hard answering was."""
+    verifier = make_tri_head(
+        {"worker": {"constant": 1, "has_answer": -9}, "verifier": {"has_answer": 1}},
+        {"worker": {"ability": 1}, "verifier": {"agrees": -5, "ability": 1}},
+    )
+    evidence = make_evidence(2)
+    lengths = replace(evidence.lengths, of_voice=-1.0, of_none=1.0)
+    found = []
+    for tokens in (5, 5000):
+
+        def answer(query: Query, tokens: int = tokens) -> Completion:
+            text = "<answer>7</answer>" + ("<verdict>REJECT</verdict>" if query.role == "verifier" else "")
+            usage = count_tokens(tokens if query.role == "verifier" else 50)
+            return Completion(text=text, finish_reason="stop", usage=usage)
+
+        head = make_head("ab", verifier, Rules(max_turns=3), evidence=replace(evidence, lengths=lengths))
+        pool = make_pool({worker: Scripted(answer) for worker in "ab"})
+        run = asyncio.run(orchestrate(ASK, Coordinator(head, Texts(), models("ab")), pool))
+        assert turns(run)[:2] == ["worker a", "verifier b"]
+        found.append([planned.plan.notes["trust"] for planned in run.plans])
+    assert found[0] == found[1]
+
+
+def count_tokens(tokens: int | None) -> Usage:
+    return msgspec.structs.replace(USAGE, output_tokens=tokens)
+
+
 # --- heads that do not fit ---
 
 
@@ -636,8 +682,11 @@ def test_worker_that_left_the_pool() -> None:
 TENSORS = [
     "evidence.ability",
     "evidence.cost",
+    "evidence.lengths",
     "evidence.none",
     "evidence.of_deviation",
+    "evidence.of_easiness",
+    "evidence.of_length",
     "evidence.overlap",
     "evidence.weight",
     "features.gamma",
@@ -696,6 +745,27 @@ def test_rules_that_cannot_be_read(tmp_path: Path, rules: dict[str, Any]) -> Non
     )
     with pytest.raises(ModelError, match=next(iter(rules))):
         CoordinatorHead.load(tmp_path)
+
+
+def test_head_of_an_earlier_version(tmp_path: Path) -> None:
+    """It loads and means what it meant: one number for all of the deviation, and no lengths."""
+    make_head("abc").save(tmp_path)
+    tensors = load((tmp_path / "head.safetensors").read_bytes())
+    card = CoordinatorHead.load(tmp_path).card
+    del tensors["evidence.lengths"], tensors["evidence.of_length"], tensors["evidence.of_easiness"]
+    raw = save(tensors)
+    save_artefact(tmp_path, raw, msgspec.structs.replace(card, weights_sha256=hashlib.sha256(raw).hexdigest()))
+    evidence = CoordinatorHead.load(tmp_path).evidence
+    assert evidence.of_easiness == evidence.of_deviation != 0
+    assert (evidence.lengths.of_voice, evidence.lengths.of_none) == (0, 0)
+
+
+def test_spread_of_lengths_that_cannot_be(tmp_path: Path) -> None:
+    """A head whose lengths have no spread would divide by it: it does not load."""
+    evidence = make_evidence(3)
+    lengths = replace(evidence.lengths, scale=np.array([1.0, 0.0, 1.0]))
+    with pytest.raises(ModelError, match="a standard deviation of 0"):
+        make_head("abc", evidence=replace(evidence, lengths=lengths)).save(tmp_path)
 
 
 @pytest.mark.parametrize(

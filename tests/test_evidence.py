@@ -31,21 +31,32 @@ def draw_answers(
 
 
 def fit(
-    score: Floats, same: Bools, deviation: Floats | None = None, cost: Floats | None = None, **more: float
+    score: Floats,
+    same: Bools,
+    deviation: Floats | None = None,
+    cost: Floats | None = None,
+    length: Floats | None = None,
+    **more: float,
 ) -> Evidence:
     unknown = np.full(score.shape, np.nan)
     return fit_evidence(
         score,
         same,
-        np.zeros(score.shape) if deviation is None else deviation,
-        unknown if cost is None else cost,
+        deviation=np.zeros(score.shape) if deviation is None else deviation,
+        length=unknown if length is None else length,
+        cost=unknown if cost is None else cost,
         seed=0,
         **more,
     )
 
 
 def see_trust(
-    evidence: Evidence, score: Floats, same: Bools, asked: list[int], deviation: Floats | None = None
+    evidence: Evidence,
+    score: Floats,
+    same: Bools,
+    asked: list[int],
+    deviation: Floats | None = None,
+    length: Floats | None = None,
 ) -> Floats:
     """(n, L) when these workers were asked."""
     n, size = score.shape
@@ -57,6 +68,7 @@ def see_trust(
         same=same,
         alike=same,
         empty=~np.diagonal(same, axis1=1, axis2=2),
+        length=np.full(score.shape, np.nan) if length is None else np.where(known, length, np.nan),
         unreadable=np.zeros(n, bool),
         thought=np.zeros(n, bool),
         exhausted=np.zeros(n, bool),
@@ -150,6 +162,73 @@ def test_deviation_counts() -> None:
     assert trust[deviation[:, 0] > 0.2].mean() > trust[deviation[:, 0] < -0.2].mean() + 0.3
 
 
+def test_ease_for_all_is_not_skill_of_one() -> None:
+    """That a question is easy for all raises nobody's voice against another's; that it suits one worker does, also
+    where questions differ far more in how easy they are than workers in what suits them.
+    """
+    draw = np.random.default_rng(0)
+    easiness, skill = draw.choice([-0.35, 0.35], (N, 1)), draw.choice([-0.1, 0.1], (N, 3))
+    deviation = easiness + skill
+    answers = np.where(draw.random((N, 3)) < 0.5 + deviation, 0, draw.integers(1, 5, (N, 3)))
+    score, same = (answers == 0).astype(float), answers[:, :, None] == answers[:, None, :]
+    evidence = fit(score, same, deviation)
+    assert evidence.of_deviation > 3
+    trust = see_trust(evidence, score, same, [0, 1], deviation)
+    differ = ~same[:, 0, 1] & (skill[:, 0] > skill[:, 1] + 0.1)
+    right = np.where(trust[:, 0] > trust[:, 1], score[:, 0], score[:, 1])[differ]
+    assert right.mean() == pytest.approx(score[differ, 0].mean(), abs=0.01)
+
+
+def draw_lengths(seed: int) -> tuple[Floats, Bools, Floats]:
+    """Half of the questions are hard, and replies to them are longer; workers differ in how much they write."""
+    draw = np.random.default_rng([seed, 10])
+    is_hard = draw.random((N, 1)) < 0.5
+    answers = np.where(draw.random((N, 3)) < np.where(is_hard, 0.3, 0.9), 0, draw.integers(1, 9, (N, 3)))
+    length = draw.normal([4.0, 5.0, 7.0], 0.3, (N, 3)) + is_hard
+    return (answers == 0).astype(float), answers[:, :, None] == answers[:, None, :], length
+
+
+def test_length_counts() -> None:
+    """Where long replies are more often wrong, a long one is trusted less, as much as it should be, and of two that
+    differ the shorter one is trusted more; each is compared with what its worker usually writes.
+    """
+    score, same, length = draw_lengths(1)
+    evidence = fit(score, same, length=length)
+    assert evidence.lengths.mean == pytest.approx([4.5, 5.5, 7.5], abs=0.05)
+    assert evidence.lengths.of_voice < 0 or evidence.lengths.of_none > 0
+    score, same, length = draw_lengths(2)
+    for worker in range(3):
+        trust = see_trust(evidence, score, same, [worker], length=length)[:, worker]
+        is_long = length[:, worker] > evidence.lengths.mean[worker]
+        for rows in (is_long, ~is_long):
+            assert trust[rows].mean() == pytest.approx(score[rows, worker].mean(), abs=0.08)
+    trust = see_trust(evidence, score, same, [0, 1], length=length)
+    longer = (length[:, 0] - 4.5) - (length[:, 1] - 5.5)
+    differ = ~same[:, 0, 1]
+    assert trust[differ & (longer > 0.3), 0].mean() < trust[differ & (longer < -0.3), 0].mean()
+
+
+def test_lengths_that_are_unknown_change_nothing() -> None:
+    """A reply whose tokens nobody counted is one of usual length; where none were counted there is nothing to learn."""
+    score, same, length = draw_lengths(1)
+    evidence = fit(score, same, length=length)
+    usual = np.tile(evidence.lengths.mean, (N, 1))
+    unknown = see_trust(evidence, score, same, [0, 1])
+    assert (unknown == see_trust(evidence, score, same, [0, 1], length=usual)).all()
+    blind = fit(score, same)
+    assert (blind.lengths.of_voice, blind.lengths.of_none) == (0, 0)
+    assert (see_trust(blind, score, same, [0, 1], length=length) == see_trust(blind, score, same, [0, 1])).all()
+
+
+def test_lengths_that_do_not_differ() -> None:
+    """A worker that always writes the same, or was never measured, has a scale to divide by."""
+    score, same = draw_answers([0.7, 0.6, 0.5], seed=1)
+    length = np.full(score.shape, 3.0)
+    length[:, 2] = np.nan
+    lengths = fit(score, same, length=length).lengths
+    assert (lengths.mean.tolist(), lengths.scale.tolist()) == ([3, 3, 0], [1, 1, 1])
+
+
 def test_empty_replies_are_evidence() -> None:
     """An empty reply votes for nothing and is not an answer: asked alone, such a worker leaves all trust to "none"."""
     score, same = draw_answers([0.7] * 3, seed=1, empty=0.3)
@@ -192,7 +271,10 @@ def test_two_answers_that_are_both_right() -> None:
 
 
 def numbers(evidence: Evidence) -> Floats:
-    return np.concatenate([np.ravel(getattr(evidence, field.name)) for field in fields(Evidence)])
+    """All of what was learnt but the usual lengths, which are measured."""
+    names = [field.name for field in fields(Evidence) if field.name != "lengths"]
+    of_length = [evidence.lengths.of_voice, evidence.lengths.of_none]
+    return np.concatenate([*(np.ravel(getattr(evidence, name)) for name in names), of_length])
 
 
 def test_worker_that_was_never_asked() -> None:
@@ -242,7 +324,8 @@ def test_same_seed_same_evidence() -> None:
     """Fitting draws whom to ask from its seed alone."""
     data = draw_answers([0.9, 0.6, 0.4], seed=1)
     assert (numbers(fit(*data)) == numbers(fit(*data))).all()
-    other = fit_evidence(*data, np.zeros((N, 3)), np.zeros((N, 3)), seed=1)
+    nothing = np.zeros((N, 3))
+    other = fit_evidence(*data, deviation=nothing, length=nothing, cost=nothing, seed=1)
     assert (other.weight != fit(*data).weight).any()
 
 

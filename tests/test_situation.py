@@ -23,7 +23,13 @@ E1, E2 = float(np.exp(1)), float(np.exp(2))
 
 
 def make_situation(
-    answers: str, *, worked: str = "", current: str | None = None, unreadable: bool = False, thought: bool = False
+    answers: str,
+    *,
+    worked: str = "",
+    current: str | None = None,
+    unreadable: bool = False,
+    thought: bool = False,
+    length: list[float] | None = None,
 ) -> Situation:
     """One run of the workers a, b, c, d: a letter per answer, "." unknown, "-" empty."""
     answers = answers.ljust(4, ".")
@@ -36,6 +42,7 @@ def make_situation(
         same=(np.eye(4, dtype=bool) if unreadable else same)[None],
         alike=(np.eye(4, dtype=bool) if unreadable else same)[None],
         empty=np.array([[not unreadable and answer in ".-" for answer in answers]]),
+        length=np.array([[np.nan] * 4 if length is None else length]),
         unreadable=np.array([unreadable]),
         thought=np.array([thought]),
         exhausted=np.array([bool(known.all())]),
@@ -61,6 +68,7 @@ def draw_situations(
         same=same,
         alike=same,
         empty=(answers == 0) & ~unreadable[:, None],
+        length=np.where(draw.random((count, size)) < 0.2, np.nan, draw.normal(4, 2, (count, size))),
         unreadable=unreadable,
         thought=draw.random(count) < 0.3,
         exhausted=known.all(1),
@@ -113,6 +121,14 @@ def test_trust_by_hand() -> None:
     assert run["rival"] == pytest.approx(E1 / total)
     assert run["doubt"] == pytest.approx(1 / total)
     assert (run["trust_gap"], run["supported"]) == (0, 1)
+
+
+def test_of_easiness_by_hand() -> None:
+    """What all workers are above their usual is one thing, what one is above the others another."""
+    situation = make_situation("xy..", worked="ab", current="a")
+    view = see(situation, [0.5, 0.1, 0.1, 0.1], of_deviation=2.0, of_easiness=5.0)
+    first, second = np.exp(1 + 2 * 0.3 + 5 * 0.2), np.exp(1 - 2 * 0.1 + 5 * 0.2)
+    assert view.trust[0] == pytest.approx([first / (first + second + 1), second / (first + second + 1), 0, 0])
 
 
 def test_of_deviation_by_hand() -> None:
@@ -220,7 +236,7 @@ def test_what_is_not_on_the_table_is_not_seen() -> None:
     view = look(situation, prospect, evidence)
     hidden = ~situation.known
     same = situation.same | hidden[:, :, None] | hidden[:, None, :]
-    changes = {"same": same, "empty": situation.empty ^ hidden}
+    changes = {"same": same, "empty": situation.empty ^ hidden, "length": np.where(hidden, 99.0, situation.length)}
     names = [field.name for field in fields(Situation)]
     other = look(Situation(**{name: changes.get(name, getattr(situation, name)) for name in names}), prospect, evidence)
     assert (view.run == other.run).all()
@@ -240,6 +256,7 @@ def test_order_of_workers_does_not_matter() -> None:
         same=situation.same[:, order][:, :, order],
         alike=situation.alike[:, order][:, :, order],
         empty=situation.empty[:, order],
+        length=situation.length[:, order],
         unreadable=situation.unreadable,
         thought=situation.thought,
         exhausted=situation.exhausted,
@@ -247,10 +264,12 @@ def test_order_of_workers_does_not_matter() -> None:
     shuffled = Evidence(
         weight=evidence.weight[order],
         of_deviation=evidence.of_deviation,
+        of_easiness=evidence.of_easiness,
         none=evidence.none,
         ability=evidence.ability[order],
         overlap=evidence.overlap[order][:, order],
         cost=evidence.cost[order],
+        lengths=replace(evidence.lengths, mean=evidence.lengths.mean[order], scale=evidence.lengths.scale[order]),
     )
     other = look(moved, Prospect(deviation=prospect.deviation[:, order], familiarity=prospect.familiarity), shuffled)
     assert other.run == pytest.approx(view.run)

@@ -24,7 +24,9 @@ from torafugu.train.tri_trainers import (
 from trinity import AGREEING_CALLS, AGREEING_SCORE, SINGLE_SCORE, make_pattern_world
 
 WORLD = make_pattern_world(100)
-EVIDENCE = fit_evidence(WORLD.score, WORLD.same, WORLD.prospect.deviation, WORLD.cost, seed=0)
+EVIDENCE = fit_evidence(
+    WORLD.score, WORLD.same, deviation=WORLD.prospect.deviation, length=WORLD.length, cost=WORLD.cost, seed=0
+)
 BAD = Start(threshold=0.2, weight=-1, deviation=0)
 """Asks the worst worker and believes it."""
 PROBLEM = TriProblem(

@@ -219,6 +219,7 @@ def widen(world: World, size: int) -> World:
         same=world.same[:, columns][:, :, columns],
         alike=world.alike[:, columns][:, :, columns],
         cost=world.cost[:, columns],
+        length=world.length[:, columns],
         prospect=replace(world.prospect, deviation=world.prospect.deviation[:, columns]),
     )
 

@@ -43,6 +43,7 @@ def make_pattern_world(count: int = 100, cost: Sequence[float] = (1.0, 0.5, 0.1)
         same=same,
         alike=same,
         cost=np.tile(np.array(cost), (count, 1)),
+        length=np.full(score.shape, np.nan),
         prospect=Prospect(deviation=np.zeros((count, len(VOICES))), familiarity=np.zeros(count)),
         unreadable=np.zeros(count, bool),
     )

@@ -36,6 +36,7 @@ class OutcomeMatrix:
     answers: tuple[tuple[str, ...], ...]  # (n, L) of sample 0
     cost_usd: Floats  # (n, L) of sample 0; NaN when the price is unknown
     latency_s: Floats  # (n, L) of sample 0; NaN when not measured
+    out_tokens: Floats  # (n, L) of sample 0; NaN when not counted
     is_cost_estimated: bool
     """Input tokens were not recorded and stand in as characters / 4."""
 
@@ -51,6 +52,7 @@ class OutcomeMatrix:
             answers=tuple(self.answers[i] for i in chosen),
             cost_usd=self.cost_usd[chosen],
             latency_s=self.latency_s[chosen],
+            out_tokens=self.out_tokens[chosen],
             is_cost_estimated=self.is_cost_estimated,
         )
 
@@ -70,6 +72,7 @@ class OutcomeMatrix:
             answers=first.answers + second.answers,
             cost_usd=np.concatenate([first.cost_usd, second.cost_usd]),
             latency_s=np.concatenate([first.latency_s, second.latency_s]),
+            out_tokens=np.concatenate([first.out_tokens, second.out_tokens]),
             is_cost_estimated=first.is_cost_estimated,
         )
 
@@ -87,7 +90,7 @@ class OutcomeMatrix:
 
 def build_matrix(recorded: RecordedSet) -> OutcomeMatrix:
     shape = (len(recorded.questions), len(recorded.workers))
-    mean, first, cost, latency = (np.full(shape, np.nan) for _ in range(4))
+    mean, first, cost, latency, tokens = (np.full(shape, np.nan) for _ in range(5))
     answers = [[""] * shape[1] for _ in range(shape[0])]
     is_estimated = False
     for j, worker in enumerate(recorded.workers):
@@ -102,6 +105,8 @@ def build_matrix(recorded: RecordedSet) -> OutcomeMatrix:
             first[i, j], answers[i][j] = sample.correct, sample.answer
             if sample.latency_s is not None:
                 latency[i, j] = sample.latency_s
+            if sample.out_tokens is not None:
+                tokens[i, j] = sample.out_tokens
             cost[i, j], estimated = _cost(sample, question, rate)
             is_estimated |= estimated
     return OutcomeMatrix(
@@ -113,6 +118,7 @@ def build_matrix(recorded: RecordedSet) -> OutcomeMatrix:
         answers=tuple(tuple(row) for row in answers),
         cost_usd=cost,
         latency_s=latency,
+        out_tokens=tokens,
         is_cost_estimated=is_estimated,
     )
 

@@ -32,7 +32,18 @@ from .encoder import Encoder, Encoding
 from .head import FeatureMap, check_encoder, pack_features, softmax, unpack_features
 from .prompts import parse_suggestion, parse_verdict
 from .run import Run
-from .situation import RUN_FEATURES, WORKER_FEATURES, Evidence, Prospect, Situation, View, choose_wording, look
+from .situation import (
+    RUN_FEATURES,
+    WORKER_FEATURES,
+    Evidence,
+    Lengths,
+    Prospect,
+    Situation,
+    View,
+    choose_wording,
+    look,
+    measure_length,
+)
 from .tri_head import ROLES, THINKER, VERIFIER, WORKER, Rules, TriHead, callable_workers, choices, is_free
 
 __all__ = ["Coordinator", "CoordinatorHead", "familiarity_of"]
@@ -180,6 +191,8 @@ class _Table:
         self._ids = list(column)
         self.known, self.worked = np.zeros(size, bool), np.zeros(size, bool)
         self.answers: list[str | None] = [None] * size
+        self.length = np.full(size, np.nan)
+        """Of each worker's latest reply as Worker."""
         self.step_of: dict[int, int] = {}
         """Column -> the step of its latest reply as Worker."""
         self.current = -1
@@ -231,6 +244,7 @@ class _Table:
             return
         self.known[worker] = self.worked[worker] = True
         self.answers[worker] = read_answer(self._run.request, reply)
+        self.length[worker] = measure_length(reply.usage.output_tokens)
         self.current, self.step_of[worker] = worker, step.id
         self.thinkers = []
         if reply.tool_calls:  # the client's tools: whoever asks for them is answered by the client
@@ -257,6 +271,7 @@ class _Table:
             same=same[None],
             alike=alike[None],
             empty=np.array([[not unreadable and not form for form in forms]]),
+            length=self.length[None],
             unreadable=np.array([unreadable]),
             thought=np.array([bool(self.thinkers)]),
             exhausted=np.array([self._is_exhausted()]),
@@ -331,16 +346,19 @@ def _reading(encoding: Encoding, encode_ms: float | None) -> dict[str, Any]:
 
 
 def _pack(head: CoordinatorHead) -> bytes:
-    evidence = head.evidence
+    evidence, lengths = head.evidence, head.evidence.lengths
     return pack(
         {
             "question.weight": head.question,
             "evidence.weight": evidence.weight,
             "evidence.of_deviation": np.array([evidence.of_deviation]),
+            "evidence.of_easiness": np.array([evidence.of_easiness]),
             "evidence.none": evidence.none,
             "evidence.ability": evidence.ability,
             "evidence.overlap": evidence.overlap,
             "evidence.cost": evidence.cost,
+            "evidence.lengths": np.stack([lengths.mean, lengths.scale]),
+            "evidence.of_length": np.array([lengths.of_voice, lengths.of_none]),
             "head.role": head.head.role,
             "head.worker": head.head.worker,
         }
@@ -358,17 +376,38 @@ def _unpack(tensors: Tensors, card: Card) -> CoordinatorHead:
     return CoordinatorHead(
         features,
         take("question.weight", size, features.size),
-        Evidence(
-            weight=take("evidence.weight", size),
-            of_deviation=float(take("evidence.of_deviation", 1)[0]),
-            none=take("evidence.none", 5),
-            ability=take("evidence.ability", size),
-            overlap=take("evidence.overlap", size, size),
-            cost=take("evidence.cost", size),
-        ),
+        _read_evidence(tensors, size),
         TriHead(take("head.role", 3, len(RUN_FEATURES)), take("head.worker", 3, len(WORKER_FEATURES))),
         read_rules(card.rules, tensors.where),
         card,
+    )
+
+
+def _read_evidence(tensors: Tensors, size: int) -> Evidence:
+    """Heads of earlier versions have one number for deviation and easiness, and know no lengths."""
+
+    def take(name: str, *shape: int) -> Floats:
+        return tensors.take(f"evidence.{name}", *shape).astype(np.float64)
+
+    (of_deviation,) = take("of_deviation", 1)
+    is_older = not any(f"evidence.{name}" in tensors for name in ("of_easiness", "lengths", "of_length"))
+    lengths, of_easiness = Lengths.unread(size), of_deviation
+    if not is_older:
+        (of_easiness,) = take("of_easiness", 1)
+        mean, scale = take("lengths", 2, size)
+        of_voice, of_none = take("of_length", 2)
+        lengths = Lengths(mean=mean, scale=scale, of_voice=float(of_voice), of_none=float(of_none))
+    if (lengths.scale <= 0).any():
+        raise ModelError(f"{tensors.where}: evidence.lengths: a standard deviation of {lengths.scale.min():g}")
+    return Evidence(
+        weight=take("weight", size),
+        of_deviation=float(of_deviation),
+        of_easiness=float(of_easiness),
+        none=take("none", 5),
+        ability=take("ability", size),
+        overlap=take("overlap", size, size),
+        cost=take("cost", size),
+        lengths=lengths,
     )
 
 

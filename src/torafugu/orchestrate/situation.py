@@ -7,6 +7,7 @@ Nothing is decided here: `tri_head.py` scores these features, `coordinator.py` a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +17,13 @@ __all__ = [
     "RUN_FEATURES",
     "WORKER_FEATURES",
     "Evidence",
+    "Lengths",
     "Prospect",
     "Situation",
     "View",
     "choose_wording",
     "look",
+    "measure_length",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -60,8 +63,30 @@ WORKER_FEATURES = (
     "overlap",  # ... how often it shares its errors with those that were asked
     "cost",  # ... of a call, relative to the dearest worker's
 )
+_LONGEST = 3.0
+"""Standard deviations; one runaway reply says no more than that."""
 _EXPONENT = 30.0
 """Log-odds beyond this are certainty enough; exp() stays finite."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lengths:
+    """What the length of a worker's reply says: many write more where a question is hard. Learnt with the evidence."""
+
+    mean: Floats  # (L,) of ln(1 + output tokens) in training
+    scale: Floats  # (L,) its standard deviation; above 0
+    of_voice: float
+    """Log-odds that a standard deviation more adds to a worker's voice."""
+    of_none: float
+    """What the mean deviation of the replies adds to the score of "none of them"."""
+
+    @staticmethod
+    def unread(size: int) -> Lengths:
+        return Lengths(mean=np.zeros(size), scale=np.ones(size), of_voice=0.0, of_none=0.0)
+
+    def deviation(self, length: Floats) -> Floats:
+        """(n, L) lengths, NaN where unknown -> standard deviations from the worker's usual; 0 where unknown."""
+        return np.nan_to_num(np.clip((length - self.mean) / self.scale, -_LONGEST, _LONGEST))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,11 +97,14 @@ class Evidence:
 
     weight: Floats  # (L,) log-odds that a worker's voice adds to its answer
     of_deviation: float
-    """What a point of deviation adds to that."""
+    """What a point adds to that by which the worker is more above its usual score on this question than the others."""
+    of_easiness: float
+    """... a point by which all of them are above it, on average."""
     none: Floats  # (5,) score of "none": constant, different answers, empty replies, workers asked, mean deviation
     ability: Floats  # (L,) mean score in training
     overlap: Floats  # (L, L) of the questions that both got wrong, the share with the same wrong answer
     cost: Floats  # (L,) mean cost of a call over the dearest worker's; 0 where no price is known
+    lengths: Lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,6 +128,7 @@ class Situation:
     same: Bools  # (n, L, L) both gave the same answer; False where either is unknown or empty
     alike: Bools  # (n, L, L) ... and wrote it alike, to the letter
     empty: Bools  # (n, L) its reply holds no answer
+    length: Floats  # (n, L) ln(1 + output tokens) of a Worker's reply; NaN where unknown
     unreadable: Bools  # (n,)
     thought: Bools  # (n,)
     exhausted: Bools  # (n,)
@@ -122,8 +151,11 @@ def look(situation: Situation, prospect: Prospect, evidence: Evidence) -> View:
     rows = np.arange(n)
     at = np.maximum(current, 0)
     has_answer = current >= 0
-    weight = evidence.weight + evidence.of_deviation * prospect.deviation  # (n, L)
-    trust, doubt = _weigh(situation, prospect, evidence, weight)
+    easiness = prospect.deviation.mean(1, keepdims=True)  # (n, 1)
+    of_question = evidence.of_deviation * (prospect.deviation - easiness) + evidence.of_easiness * easiness
+    weight = evidence.weight + of_question  # (n, L)
+    longer = evidence.lengths.deviation(situation.length)  # (n, L)
+    trust, doubt = _weigh(situation, prospect, evidence, weight + evidence.lengths.of_voice * longer, longer)
     agrees = situation.same[rows, at] & known
     agrees[rows, at] = True
     agrees &= has_answer[:, None]
@@ -179,6 +211,11 @@ def look(situation: Situation, prospect: Prospect, evidence: Evidence) -> View:
     return View(run=run, workers=workers, trust=trust, agrees=agrees)
 
 
+def measure_length(output_tokens: float | None) -> float:
+    """ln(1 + output tokens); NaN where they were not counted. Everywhere this function: numpy's may differ in a bit."""
+    return float("nan") if output_tokens is None else math.log1p(output_tokens)
+
+
 def choose_wording(situation: Situation) -> Ints:
     """(n,) column of the reply that is returned where the current answer stands: of the Workers' replies that say the
     same, one whose answer is written as most of them write it; the current one where no other has more, else the first
@@ -195,7 +232,9 @@ def choose_wording(situation: Situation) -> Ints:
     return np.where(situation.current >= 0, votes.argmax(1), -1)
 
 
-def _weigh(situation: Situation, prospect: Prospect, evidence: Evidence, weight: Floats) -> tuple[Floats, Floats]:
+def _weigh(
+    situation: Situation, prospect: Prospect, evidence: Evidence, weight: Floats, longer: Floats
+) -> tuple[Floats, Floats]:
     """(n, L) probability that each known answer is right, (n,) that none is."""
     voting = situation.known & ~situation.empty  # (n, L)
     same = situation.same & voting[:, None, :]  # (n, L, L); sums over the last axis: the same bits for any n
@@ -212,6 +251,7 @@ def _weigh(situation: Situation, prospect: Prospect, evidence: Evidence, weight:
         + evidence.none[2] * (situation.known & situation.empty).sum(1)
         + evidence.none[3] * asked
         + evidence.none[4] * mean_deviation
+        + evidence.lengths.of_none * (longer * situation.known).sum(1) / np.maximum(asked, 1)
     )
     odds_none = np.exp(np.clip(none, -_EXPONENT, _EXPONENT))
     total = (odds * share).sum(1) + odds_none

@@ -18,8 +18,8 @@ from ..errors import ConfigError
 from ..eval.matrix import OutcomeMatrix
 from ..orchestrate.artefact import WorkerIdentity
 from ..orchestrate.coordinator import CoordinatorHead
-from ..orchestrate.situation import Evidence
-from .evidence import alternatives, shared_errors
+from ..orchestrate.situation import Evidence, Lengths
+from .evidence import alternatives, measure_lengths, shared_errors
 from .trainers import Problem, Ridge
 from .worlds import matrix_to_world
 
@@ -43,6 +43,7 @@ class _Profile:
     same: npt.NDArray[np.bool_]  # (n, L + M, L + M)
     cost: Floats  # (n, L + M) USD; NaN where unknown
     deviation: Floats  # (n, L + M)
+    length: Floats  # (n, L + M); NaN where unknown
     features: Floats  # (n, F)
 
 
@@ -91,19 +92,22 @@ def _gather(head: CoordinatorHead, matrix: OutcomeMatrix, hidden: npt.NDArray[np
     order = [worker.id for worker in head.card.workers] + new
     column_of = {worker: j for j, worker in enumerate(matrix.workers)}
     n, size = len(matrix), len(order)
-    score, cost = np.full((n, size), np.nan), np.full((n, size), np.nan)
+    score, cost, length = (np.full((n, size), np.nan) for _ in range(3))
     same = np.zeros((n, size, size), bool)
     prospect = head.prospect(hidden)
     at = [j for j, worker in enumerate(order) if worker in column_of]
     columns = [column_of[order[j]] for j in at]
     score[:, at], cost[:, at] = matrix.first[:, columns], matrix.cost_usd[:, columns]
-    same[np.ix_(range(n), at, at)] = matrix_to_world(matrix, prospect).same[np.ix_(range(n), columns, columns)]
+    world = matrix_to_world(matrix, prospect)
+    length[:, at] = world.length[:, columns]
+    same[np.ix_(range(n), at, at)] = world.same[np.ix_(range(n), columns, columns)]
     deviation = np.concatenate([prospect.deviation, np.zeros((n, len(new)))], axis=1)
     return _Profile(
         score=score,
         same=same,
         cost=cost,
         deviation=deviation,
+        length=length,
         features=head.features(hidden).astype(np.float64),
     )
 
@@ -126,10 +130,12 @@ def _estimate(head: CoordinatorHead, profile: _Profile, count: int) -> tuple[Evi
     evidence = Evidence(
         weight=np.concatenate([old.weight, np.zeros(count)]),
         of_deviation=old.of_deviation,
+        of_easiness=old.of_easiness,
         none=old.none,
         ability=np.array(ability),
         overlap=_grow_overlap(old.overlap, shared_errors(profile.score, profile.same), profile.score),
         cost=np.concatenate([old.cost, [_cost_of(old, profile, j) for j in range(size, size + count)]]),
+        lengths=_grow_lengths(old.lengths, profile.length),
     )
     for j in range(size, size + count):
         evidence = _weigh(evidence, profile, j, size)
@@ -148,8 +154,18 @@ def _weigh(evidence: Evidence, profile: _Profile, j: int, size: int) -> Evidence
     rows = known[:, j] & known[:, :size].any(1)
     weight = float(expected)
     if rows.any():
-        x, share, target = alternatives(profile.score[rows], profile.same[rows], profile.deviation[rows], known[rows])
-        theta = np.concatenate([evidence.weight, [evidence.of_deviation], evidence.none])
+        longer = evidence.lengths.deviation(profile.length)
+        x, share, target = alternatives(
+            profile.score[rows], profile.same[rows], profile.deviation[rows], longer[rows], known[rows]
+        )
+        theta = np.concatenate(
+            [
+                evidence.weight,
+                [evidence.of_deviation, evidence.of_easiness, evidence.lengths.of_voice],
+                evidence.none,
+                [evidence.lengths.of_none],
+            ]
+        )
         for _ in range(50):
             theta[j] = weight
             scores = np.where(share > 0, x @ theta, -np.inf)
@@ -178,6 +194,13 @@ def _grow_overlap(old: Floats, measured: Floats, score: Floats) -> Floats:
     np.fill_diagonal(overlap, 0.0)
     assert overlap.shape == (total, total)
     return overlap
+
+
+def _grow_lengths(old: Lengths, length: Floats) -> Lengths:
+    """The old workers' as they were, the new ones' as measured in the profile."""
+    size = len(old.mean)
+    found = measure_lengths(length[:, size:])
+    return replace(old, mean=np.concatenate([old.mean, found.mean]), scale=np.concatenate([old.scale, found.scale]))
 
 
 def _cost_of(old: Evidence, profile: _Profile, j: int) -> float:

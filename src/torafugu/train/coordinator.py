@@ -65,6 +65,7 @@ _MAPS = (
     QuestionMap(features=None),
     QuestionMap(features=_LANDMARKS),
     QuestionMap(features=_WIDE, l2=1e-2),  # where there are few questions: each says more about others
+    QuestionMap(features=_WIDE, l2=1e-2, reads_lengths=True),
     QuestionMap(features=FeatureConfig(kind="pca", components=16), l2=1e-2),
 )
 _THRESHOLDS = (0.7, 0.8, 0.9)

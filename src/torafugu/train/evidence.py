@@ -6,12 +6,14 @@ different answers on the table and "none of them"; the one that was right is the
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
-from ..orchestrate.situation import Evidence
+from ..orchestrate.situation import Evidence, Lengths
 
-__all__ = ["alternatives", "fit_evidence", "shared_errors"]
+__all__ = ["alternatives", "fit_evidence", "measure_lengths", "shared_errors"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -23,25 +25,39 @@ _STEPS = 25
 
 
 def fit_evidence(
-    score: Floats, same: Bools, deviation: Floats, cost: Floats, *, l2: float = 3e-4, seed: int
+    score: Floats, same: Bools, *, deviation: Floats, length: Floats, cost: Floats, l2: float = 3e-4, seed: int
 ) -> Evidence:
     """`score` (n, L), NaN where not asked; `same` (n, L, L) with the diagonal set where there is an answer; `deviation`
-    (n, L) of models that did not see the question; `cost` (n, L) USD, NaN where unknown.
+    (n, L) of models that did not see the question; `length` (n, L) of the replies, `cost` (n, L) USD, both NaN where
+    unknown.
     """
     size = score.shape[1]
     asked = np.isfinite(score)
     ability = np.where(asked, score, 0).sum(0) / np.maximum(asked.sum(0), 1)
     rows, known = _draw(asked, ability, seed)
-    x, share, target = alternatives(score[rows], same[rows], deviation[rows], known)
+    lengths = measure_lengths(length)
+    longer = lengths.deviation(length)
+    x, share, target = alternatives(score[rows], same[rows], deviation[rows], longer[rows], known)
     theta = _newton(x, share, target, l2)
     return Evidence(
         weight=theta[:size],
         of_deviation=float(theta[size]),
-        none=theta[size + 1 :],
+        of_easiness=float(theta[size + 1]),
+        none=theta[size + 3 : size + 8],
         ability=ability,
         overlap=shared_errors(score, same),
         cost=_relative_cost(cost),
+        lengths=replace(lengths, of_voice=float(theta[size + 2]), of_none=float(theta[-1])),
     )
+
+
+def measure_lengths(length: Floats) -> Lengths:
+    """Usual lengths, with no weight yet. 0 and 1 for a worker whose lengths are not known, or do not differ."""
+    known = np.isfinite(length)
+    count = np.maximum(known.sum(0), 1)
+    mean = np.where(known, length, 0).sum(0) / count
+    scale = np.sqrt(np.where(known, (length - mean) ** 2, 0).sum(0) / count)
+    return replace(Lengths.unread(length.shape[1]), mean=mean, scale=np.where(scale > 1e-6, scale, 1.0))
 
 
 def shared_errors(score: Floats, same: Bools) -> Floats:
@@ -73,24 +89,30 @@ def _draw(asked: Bools, ability: Floats, seed: int) -> tuple[npt.NDArray[np.int6
     return rows[known.any(1)], known[known.any(1)]
 
 
-def alternatives(score: Floats, same: Bools, deviation: Floats, known: Bools) -> tuple[Floats, Floats, Floats]:
-    """(m, L+1, L+6) features, (m, L+1) share of its answer that a worker stands for, (m, L+1) target."""
+def alternatives(
+    score: Floats, same: Bools, deviation: Floats, longer: Floats, known: Bools
+) -> tuple[Floats, Floats, Floats]:
+    """(m, L+1, L+9) features, (m, L+1) share of its answer that a worker stands for, (m, L+1) target."""
     m, size = known.shape
     has_answer = np.diagonal(same, axis1=1, axis2=2)
     voting = known & has_answer
     votes: Bools = np.asarray(same & voting[:, None, :] & voting[:, :, None])  # (m, L, L)
-    x = np.zeros((m, size + 1, size + 6))
+    easiness = deviation.mean(1, keepdims=True)  # (m, 1)
+    x = np.zeros((m, size + 1, size + 9))
     x[:, :size, :size] = votes
-    x[:, :size, size] = (votes * deviation[:, None, :]).sum(2)
+    x[:, :size, size] = (votes * (deviation - easiness)[:, None, :]).sum(2)
+    x[:, :size, size + 1] = votes.sum(2) * easiness
+    x[:, :size, size + 2] = (votes * longer[:, None, :]).sum(2)
     share = np.where(voting, 1.0 / np.maximum(votes.sum(2), 1), 0.0)
     asked = known.sum(1)
-    x[:, size, size + 1 :] = np.stack(
+    x[:, size, size + 3 :] = np.stack(
         [
             np.ones(m),
             share.sum(1),
             (known & ~has_answer).sum(1),
             asked,
             (deviation * known).sum(1) / asked,
+            (longer * known).sum(1) / asked,
         ],
         axis=1,
     )

@@ -31,6 +31,7 @@ class World:
     same: Bools  # (n, L, L) both gave the same answer; the diagonal is set where there is an answer
     alike: Bools  # (n, L, L) ... and wrote it alike
     cost: Floats  # (n, L) of a call, relative to the dearest worker's mean; 0 where unknown
+    length: Floats  # (n, L) ln(1 + output tokens); NaN where unknown
     prospect: Prospect
     unreadable: Bools  # (n,) answers cannot be compared: only a Verifier's verdict tells
 
@@ -43,6 +44,7 @@ class World:
             same=self.same[index],
             alike=self.alike[index],
             cost=self.cost[index],
+            length=self.length[index],
             prospect=self.prospect.rows(index),
             unreadable=self.unreadable[index],
         )
@@ -90,6 +92,7 @@ class _Runs:
             same=self.visible[at],
             alike=self.world.alike[at],
             empty=self.empty[at],
+            length=np.where(self.worked[at], self.world.length[at], np.nan),
             unreadable=self.world.unreadable[at],
             thought=self.thought[at],
             exhausted=np.asarray(

@@ -18,7 +18,7 @@ from ..agreement import canonical_answer
 from ..eval.matrix import OutcomeMatrix
 from ..orchestrate.coordinator import familiarity_of
 from ..orchestrate.head import FeatureMap
-from ..orchestrate.situation import Evidence, Prospect
+from ..orchestrate.situation import Evidence, Prospect, measure_length
 from .evidence import fit_evidence
 from .features import FeatureConfig, fit_features
 from .rollout import World
@@ -49,10 +49,13 @@ class QuestionMap:
     features: FeatureConfig | None
     """None: questions are not read, all look alike."""
     l2: float = 1e-3
+    reads_lengths: bool = False
+    """Whether it counts how long the replies are. Here, as every map has evidence of its own."""
 
     @property
     def name(self) -> str:
-        return "unread" if self.features is None else f"{self.features.name} ridge {self.l2:g}"
+        name = "unread" if self.features is None else f"{self.features.name} ridge {self.l2:g}"
+        return f"{name}, lengths" if self.reads_lengths else name
 
     @property
     def has_landmarks(self) -> bool:
@@ -109,7 +112,14 @@ def fit_reading(matrix: OutcomeMatrix, hidden: Hidden, question_map: QuestionMap
             prospect = _cross_fit(matrix, hidden, question_map, fold, seed=seed)
             copies.append(replace(plain, prospect=prospect))
     both = mix_worlds(copies)
-    evidence = fit_evidence(both.score, both.same, both.prospect.deviation, matrix.cost_usd, seed=seed)
+    evidence = fit_evidence(
+        both.score,
+        both.same,
+        deviation=both.prospect.deviation,
+        length=both.length if question_map.reads_lengths else np.full(both.length.shape, np.nan),
+        cost=matrix.cost_usd,
+        seed=seed,
+    )
     return Fitted(
         reading=reading, evidence=evidence, familiar=copies[0], unfamiliar=copies[1] if len(copies) > 1 else None
     )
@@ -128,6 +138,7 @@ def matrix_to_world(matrix: OutcomeMatrix, prospect: Prospect) -> World:
         same=same,
         alike=alike,
         cost=relative_cost(matrix.cost_usd),
+        length=np.array([[measure_length(tokens) for tokens in row] for row in matrix.out_tokens]).reshape(n, size),
         prospect=prospect,
         unreadable=np.zeros(n, bool),
     )
@@ -149,6 +160,7 @@ def mix_worlds(worlds: Sequence[World]) -> World:
         same=np.concatenate([w.same for w in worlds]),
         alike=np.concatenate([w.alike for w in worlds]),
         cost=np.concatenate([w.cost for w in worlds]),
+        length=np.concatenate([w.length for w in worlds]),
         prospect=Prospect(
             deviation=np.concatenate([w.prospect.deviation for w in worlds]),
             familiarity=np.concatenate([w.prospect.familiarity for w in worlds]),
