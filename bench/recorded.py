@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--no-trainers", action="store_true", help="trinity: only the supervised start")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds for the seen families")
     parser.add_argument("--draws", type=int, default=3, help="draws of unseen families")
+    parser.add_argument("--first-draw", type=int, default=0, help="... from which number on")
     parser.add_argument("--cache", type=Path, default=default_cache())
     args = parser.parse_args()
     bench = Bench(MiniLM(), args.cache, kind=args.kind, has_trainers=not args.no_trainers)
@@ -69,7 +70,8 @@ def main() -> None:
         started = time.time()
         recorded = read_recorded(args.root / folder, datasets=datasets)
         seen = [bench.measure(recorded, "test", seed) for seed in range(args.seeds)]
-        unseen = [bench.measure(hold_out_families(recorded, draw), "unseen", draw) for draw in range(args.draws)]
+        draws = range(args.first_draw, args.first_draw + args.draws)
+        unseen = [bench.measure(hold_out_families(recorded, draw), "unseen", draw) for draw in draws]
         rows.append(
             {
                 "pool": name,
