@@ -83,8 +83,8 @@ _ORDERS: Mapping[str, dict[str, float]] = {
 """Who is asked first: whose voice counts most, or who will probably be right. They differ where a worker often says
 that it does not know, and is right when it says more."""
 _DOUBT = 2.5
-"""Standard errors. Hundreds of starts are tried in turn, so that with two a barren pool (medicine) finds one that passes
-by chance, at twice the calls; with one it lost half a point on its test split."""
+"""Standard errors. Hundreds of starts are tried in turn, so that with two one passes where nothing is to be gained
+(medicine), by chance and at twice the calls; with one, half a point was lost on the test split."""
 _TURNS_PER_CALL = 2
 """A call, and a turn that makes the best answer so far the current one."""
 _MASKED_SHARE = 0.25
