@@ -12,6 +12,7 @@ from torafugu.orchestrate.situation import (
     RUN_FEATURES,
     WORKER_FEATURES,
     Evidence,
+    Lengths,
     Prospect,
     Situation,
     View,
@@ -121,6 +122,15 @@ def test_trust_by_hand() -> None:
     assert run["rival"] == pytest.approx(E1 / total)
     assert run["doubt"] == pytest.approx(1 / total)
     assert (run["trust_gap"], run["supported"]) == (0, 1)
+
+
+def test_length_by_hand() -> None:
+    """A reply counts by its distance from its usual length, at most three deviations; one of unknown length by none."""
+    lengths = Lengths(mean=np.array([4.0, 5, 0, 0]), scale=np.array([0.5, 2, 1, 1]), of_voice=-0.5, of_none=0.2)
+    for length, (a, b) in (([5.0, 3.0], (2, -1)), ([9.0, np.nan], (3, 0))):
+        situation = make_situation("xy..", worked="ab", current="a", length=[*length, np.nan, np.nan])
+        odds = np.exp([1 - 0.5 * a, 1 - 0.5 * b, 0.2 * (a + b) / 2])
+        assert see(situation, lengths=lengths).trust[0, :2] == pytest.approx(odds[:2] / odds.sum())
 
 
 def test_of_easiness_by_hand() -> None:

@@ -19,7 +19,7 @@ from ..eval.matrix import OutcomeMatrix
 from ..orchestrate.artefact import WorkerIdentity
 from ..orchestrate.coordinator import CoordinatorHead
 from ..orchestrate.situation import Evidence, Lengths
-from .evidence import alternatives, measure_lengths, shared_errors
+from .evidence import alternatives, coefficients, measure_lengths, shared_errors
 from .trainers import Problem, Ridge
 from .worlds import matrix_to_world
 
@@ -158,14 +158,7 @@ def _weigh(evidence: Evidence, profile: _Profile, j: int, size: int) -> Evidence
         x, share, target = alternatives(
             profile.score[rows], profile.same[rows], profile.deviation[rows], longer[rows], known[rows]
         )
-        theta = np.concatenate(
-            [
-                evidence.weight,
-                [evidence.of_deviation, evidence.of_easiness, evidence.lengths.of_voice],
-                evidence.none,
-                [evidence.lengths.of_none],
-            ]
-        )
+        theta = coefficients(evidence)
         for _ in range(50):
             theta[j] = weight
             scores = np.where(share > 0, x @ theta, -np.inf)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..orchestrate.situation import Evidence, Lengths
 
-__all__ = ["alternatives", "fit_evidence", "measure_lengths", "shared_errors"]
+__all__ = ["alternatives", "coefficients", "fit_evidence", "measure_lengths", "shared_errors"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -49,6 +49,13 @@ def fit_evidence(
         cost=_relative_cost(cost),
         lengths=replace(lengths, of_voice=float(theta[size + 2]), of_none=float(theta[-1])),
     )
+
+
+def coefficients(evidence: Evidence) -> Floats:
+    """(L+9,) in the order of the features of `alternatives`."""
+    lengths = evidence.lengths
+    of_voice = [evidence.of_deviation, evidence.of_easiness, lengths.of_voice]
+    return np.concatenate([evidence.weight, of_voice, evidence.none, [lengths.of_none]])
 
 
 def measure_lengths(length: Floats) -> Lengths:
