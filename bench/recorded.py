@@ -143,7 +143,7 @@ class Bench:
             cache=self.cache,
             report=Quiet(),
         )
-        return {"candidate": trained.start.name, "trained": trained.trainer}
+        return {"candidate": trained.start.candidate.name, "trained": trained.trainer}
 
 
 def summarise(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from coordinators import RULES, Ran, draw_evidence, make_head, run_recorded, to_world, write_answers
+from coordinators import RULES, Ran, draw_evidence, make_evidence, make_head, run_recorded, to_world, write_answers
 from heads import Texts, models
 from runs import Record, make_pool
 from torafugu.errors import PlanError
@@ -20,8 +20,10 @@ from torafugu.orchestrate.coordinator import Coordinator
 from torafugu.orchestrate.situation import Evidence, Prospect, Situation, look
 from torafugu.orchestrate.tri_head import ROLES, VERIFIER, Rules, TriHead
 from torafugu.pool import Query, Scripted
-from torafugu.train.rollout import World, play, sample
+from torafugu.train.rollout import World, play, sample, trace
+from torafugu.train.tri_trainers import Start
 from torafugu.types import Message, Request
+from trinity import make_pattern_world
 
 
 def count_calls(ran: Ran, workers: tuple[str, ...]) -> list[list[int]]:
@@ -51,6 +53,42 @@ def test_loop_and_batch_play_the_same_runs(tmp_path: Path, rules: Rules) -> None
                 assert played.accepted[i] == (ran.stopped == "accepted"), where
             reworded += ran.worded_by is not None
     assert (reworded > 0) == (rules.recall and rules != RULES["few turns"] and rules != RULES["few calls"])
+
+
+@pytest.mark.parametrize("order", [{"weight": 1.0, "deviation": 2.0}, {"weight": 0.0, "ability": 10.0}])
+def test_a_trace_tells_every_way_of_stopping(tmp_path: Path, order: dict[str, float]) -> None:
+    """Runs that ask on to their end, stopped afterwards by a start of the same order, end as if they were played."""
+    stopped = set()
+    for seed in range(30):
+        recorded = write_answers(tmp_path / str(seed), workers="abcde"[: 2 + seed % 4], seed=seed)
+        head = make_head(recorded.workers, rules=_start_rules(4), seed=seed)
+        world = to_world(recorded, head)
+        world.score[::3, 0] = np.nan  # who was never asked cannot be
+        traced = trace(world, head.evidence, Start(**order).to_head(), _start_rules(4))
+        for calls in (1, 2, 4):
+            for threshold in (0.2, 0.5, 0.9):
+                start = Start(threshold=threshold, per_asked=0.2, of_familiarity=-0.1, **order).to_head()
+                played = play(world, head.evidence, start, _start_rules(calls))
+                ended = traced.stop(start, calls)
+                assert ended.calls.tolist() == played.calls.tolist()
+                assert ended.score.tolist() == played.score.tolist()
+                assert ended.cost == pytest.approx(played.cost)
+                stopped |= set(ended.calls.tolist())
+    assert stopped == {0, 1, 2, 3, 4}  # 0: nobody could be asked
+
+
+def test_a_trace_of_runs_that_nobody_can_answer() -> None:
+    """They have made no call, and score nothing."""
+    world = make_pattern_world(3)
+    world.score[1] = np.nan
+    traced = trace(world, make_evidence(3), Start().to_head(), _start_rules(2))
+    ended = traced.stop(Start(threshold=0.0).to_head(), 2)
+    assert (traced.calls.tolist(), ended.calls.tolist()) == ([2, 0, 2], [1, 0, 1])
+    assert (ended.score[1], ended.cost[1]) == (0, 0)
+
+
+def _start_rules(calls: int) -> Rules:
+    return Rules(max_turns=2 * calls + 2, max_calls=calls, roles=("worker", "verifier"))
 
 
 # --- answers that cannot be compared ---

@@ -28,15 +28,9 @@ from torafugu.orchestrate.coordinator import Coordinator, CoordinatorHead
 from torafugu.orchestrate.policies import load_policy
 from torafugu.orchestrate.tri_head import TriHead
 from torafugu.pool.recorded import create_recorded_pool, read_recorded
-from torafugu.train.coordinator import (
-    CANDIDATES,
-    SINGLE,
-    CoordinatorConfig,
-    Judged,
-    TrainedCoordinator,
-    train_coordinator,
-)
+from torafugu.train.coordinator import CoordinatorConfig, TrainedCoordinator, train_coordinator
 from torafugu.train.rollout import play
+from torafugu.train.starts import CANDIDATES, SINGLE
 from torafugu.train.tri_trainers import Floats, RandomSearch, TriProblem
 from trinity import AGREEING_CALLS, SINGLE_SCORE, VOICES, make_pattern_world, write_pattern
 
@@ -120,7 +114,7 @@ def test_with_nothing_to_gain_the_best_single_worker_is_asked(tmp_path: Path) ->
     trained, _ = train(data, tmp_path / "policy")
     report = measure(tmp_path / "policy", data)
     assert trained.head.card.training["candidate"] == "single"
-    assert (trained.trainer, trained.start.seen, trained.start.score) == (None, 0.0, 0.0)
+    assert (trained.trainer, trained.start.seen, trained.start.is_sure) == (None, 0.0, False)
     assert report["best_single"]["worker"] == "best"
     assert report["shares"] == {"best": 1.0}
     assert report["calls_mean"] == 1.0
@@ -136,7 +130,7 @@ def test_single_asks_the_best_single_worker_where_workers_tie(made: Made) -> Non
     assert (played.calls == 1).all()
     rows = read_rows(made.policy / "metrics.jsonl")
     (single,) = [row for row in rows if row["stage"] == "candidate" and row["candidate"] == "single"]
-    assert (single["score"], single["seen_gain"], single["seen_calls"]) == (0, 0, 1)
+    assert (single["sure"], single["seen_gain"], single["seen_calls"]) == (False, 0, 1)
 
 
 def test_dear_calls_are_not_made(made: Made, tmp_path: Path) -> None:
@@ -155,16 +149,6 @@ def test_mean_calls_are_kept_to(made: Made, tmp_path: Path) -> None:
     judged = [row for row in read_rows(tmp_path / "policy" / "metrics.jsonl") if row["stage"] == "candidate"]
     assert any(float(str(row["seen_gain"])) > trained.start.seen for row in judged)
     assert trained.head.card.training["mean_calls"] == 1.5
-
-
-def test_known_and_unknown_families_are_held_to_the_limit() -> None:
-    """What counts is whichever takes more calls; with one family there are no unknown ones."""
-    gains = {"seen": 0.0, "seen_error": 0.1, "seen_accuracy_gain": 0.0}
-    unknown = {"unseen": 0.0, "unseen_error": 0.1, "unseen_accuracy_gain": 0.0}
-    for seen, unseen in ((2.5, 3.5), (3.5, 2.5)):
-        assert Judged(name="x", **gains, **unknown, seen_calls=seen, unseen_calls=unseen).calls == 3.5
-    none = dict.fromkeys(unknown)
-    assert Judged(name="x", **gains, **none, seen_calls=2.5, unseen_calls=None).calls == 2.5
 
 
 def test_votes_are_judged_on_the_same_folds(made: Made) -> None:
@@ -265,8 +249,7 @@ def test_the_card_says_what_the_head_was_made_from(made: Made) -> None:
     assert card.rules["max_turns"] > card.rules["max_calls"] >= 3
     training = card.training
     assert training["questions"] == {"train": 60, "validation": 20}
-    assert training["candidate"] == made.trained.start.name
-    assert training["candidate"] in {candidate.name for candidate in CANDIDATES}
+    assert training["candidate"] == made.trained.start.candidate.name
     assert (training["seed"], training["call_price"], training["cost_price"]) == (3, 0.001, 0.0)
     assert (training["mean_calls"], training["version"]) == (3.1, __version__)
     assert training["data"]["datasets"] == ["made-up"]
@@ -293,13 +276,15 @@ def test_the_run_leaves_its_record(made: Made) -> None:
     rows = [json.loads(line, parse_constant=refuse) for line in lines]
     assert {row["stage"] for row in rows} == {"candidate", "vote", "trainer", "diagnostics", "alarms", "final"}
     judged = [row for row in rows if row["stage"] == "candidate"]
+    mean, judged = judged[0], judged[1:]
+    assert mean["mean_of"] > 1
     assert {row["candidate"] for row in judged} == {candidate.name for candidate in CANDIDATES}
     gains = [row["seen_gain"] for row in judged]
     assert gains == sorted(gains, reverse=True)
-    assert rows[-1]["candidate"] == made.trained.start.name
+    assert rows[-1]["candidate"] == made.trained.start.candidate.name
     page = (made.policy / "report.html").read_text()
     assert "<svg" in page
-    assert made.trained.start.name.split(",")[0] in page
+    assert made.trained.start.candidate.name.split(",")[0] in page
     assert "src=" not in page
 
 
@@ -310,11 +295,6 @@ def test_progress_adds_up(made: Made) -> None:
     assert names[3:] == ["fit on train", "fit on train and validation"]
     assert made.report.advanced == sum(total for _, total in made.report.stages)
     assert any(line.startswith("best: ") for line in made.report.lines)
-
-
-def test_candidates_have_names_of_their_own() -> None:
-    """Rows of metrics and cards name a candidate; no two share a name."""
-    assert len({candidate.name for candidate in CANDIDATES}) == len(CANDIDATES)
 
 
 def test_the_validation_split_is_described(made: Made) -> None:

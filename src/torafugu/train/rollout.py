@@ -13,14 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..orchestrate.situation import Evidence, Prospect, Situation, View, choose_wording, look
+from ..orchestrate.situation import RUN_FEATURES, Evidence, Prospect, Situation, View, choose_wording, look
 from ..orchestrate.tri_head import THINKER, VERIFIER, WORKER, Rules, TriHead, callable_workers, choices, is_free
 
-__all__ = ["Played", "Turn", "World", "play", "sample"]
+__all__ = ["Played", "Stopped", "Trace", "Turn", "World", "play", "sample", "trace"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
+
+_GAP = RUN_FEATURES.index("trust_gap")
+_EQUAL = 1e-9
+"""Of trust: sums in another order differ by less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,6 +65,36 @@ class Played:
     cost: Floats  # (n,)
     accepted: Bools  # (n,) ended by a Verifier, not by the turns
     called: Ints  # (n, 3, L) calls by role and worker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stopped:
+    """What n runs come to under one way of stopping."""
+
+    score: Floats  # (n,)
+    calls: Ints  # (n,)
+    cost: Floats  # (n,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trace:
+    """Runs that ask on while they may; K calls at most. What is seen after each call, with the best answer current, and
+    what stopping there would give. Whom a start asks does not depend on when it stops, so one trace serves them all.
+    """
+
+    run: Floats  # (n, K, G)
+    score: Floats  # (n, K)
+    cost: Floats  # (n, K) of the calls so far
+    calls: Ints  # (n,) that could be made; 0: nobody could be asked. What lies beyond is 0
+
+    def stop(self, head: TriHead, max_calls: int) -> Stopped:
+        """As `play` does with `head` and as many calls, but for runs in which two answers are trusted alike."""
+        n, most, _ = self.run.shape
+        urge = self.run @ (head.role[VERIFIER] - head.role[WORKER])  # (n, K)
+        ends = (urge > 0) | (np.arange(1, most + 1) >= np.minimum(self.calls, max_calls)[:, None])
+        at = ends.argmax(1)
+        rows = np.arange(n)
+        return Stopped(score=self.score[rows, at], calls=np.minimum(at + 1, self.calls), cost=self.cost[rows, at])
 
 
 class _Runs:
@@ -118,15 +152,17 @@ class _Runs:
         self.accepted[at[accepts]] = True
         self.live = at[~accepts]
 
+    def returned(self, situation: Situation) -> tuple[Ints, Floats]:
+        """(m,) whose reply is the answer if the live runs end here, and its score."""
+        by = choose_wording(situation) if self.rules.recall else situation.current
+        return by, np.where(by >= 0, self.world.score[self.live, np.maximum(by, 0)], 0.0)
+
     def result(self) -> Played:
-        n = len(self.current)
-        if self.rules.recall:
-            self.live = np.arange(n)
-            self.current = choose_wording(self.situation())
-        score = self.world.score[np.arange(n), np.maximum(self.current, 0)]
+        self.live = np.arange(len(self.current))
+        by, score = self.returned(self.situation())
         return Played(
-            score=np.where(self.current >= 0, score, 0.0),
-            answered_by=self.current,
+            score=score,
+            answered_by=by,
             calls=self.calls,
             turns=self.turns,
             cost=self.cost,
@@ -146,6 +182,27 @@ def play(world: World, evidence: Evidence, head: TriHead, rules: Rules) -> Playe
         worker = np.where(possible[np.arange(len(role)), role], head.worker_logits(view, role), -np.inf).argmax(1)
         runs.take(role, worker, is_free(situation, view, rules, role, worker))
     return runs.result()
+
+
+def trace(world: World, evidence: Evidence, head: TriHead, rules: Rules) -> Trace:
+    """Asks in the order of `head`, which decides nothing else, up to `rules.max_calls`. With recall only."""
+    runs = _Runs(world, rules)
+    n, most = len(world), rules.max_calls
+    run = np.zeros((n, most, head.role.shape[1]))
+    score, cost = np.zeros((n, most)), np.zeros((n, most))
+    for _ in range(rules.max_turns):
+        situation, view, possible = _turn(runs, evidence, rules)
+        if not len(runs.live):
+            break
+        is_best = (situation.current >= 0) & (view.run[:, _GAP] < _EQUAL)
+        at, call = runs.live[is_best], runs.calls[runs.live[is_best]] - 1
+        run[at, call] = view.run[is_best]
+        score[at, call] = runs.returned(situation)[1][is_best]
+        cost[at, call] = runs.cost[at]
+        role = np.where(is_best & situation.exhausted, VERIFIER, WORKER)
+        worker = np.where(possible[np.arange(len(role)), role], head.worker_logits(view, role), -np.inf).argmax(1)
+        runs.take(role, worker, is_free(situation, view, rules, role, worker))
+    return Trace(run=run, score=score, cost=cost, calls=runs.calls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..orchestrate.situation import RUN_FEATURES, WORKER_FEATURES, Evidence
 from ..orchestrate.tri_head import THINKER, VERIFIER, WORKER, Rules, TriHead
-from .rollout import Played, World, play, sample
+from .rollout import Played, Stopped, World, play, sample
 from .sepcma import SepCMA
 
 __all__ = ["Floats", "RandomSearch", "Reinforce", "SepCMASearch", "Start", "TriProblem", "TriTrainer", "net_reward"]
@@ -65,7 +65,7 @@ class Start:
         stop[run("doubt")] = _SHARP * self.of_doubt
         stop[run("supported")] = _SHARP * self.of_support
         stop[run("familiarity")] = _SHARP * self.of_familiarity
-        stop[run("trust_gap")] = -1e4  # first of all the best answer becomes the current one
+        stop[run("trust_gap")] = -1e9  # first of all the best answer becomes the current one
         stop[run("unreadable")] = 2 * _SHARP  # another answer could not be compared
         stop[run("exhausted")] = 4 * _SHARP
         ask = worker[WORKER]
@@ -122,7 +122,7 @@ class TriTrainer(Protocol):
     def train(self, problem: TriProblem) -> Floats: ...
 
 
-def net_reward(played: Played, *, call_price: float, cost_price: float = 0.0) -> Floats:
+def net_reward(played: Played | Stopped, *, call_price: float, cost_price: float = 0.0) -> Floats:
     """(n,): the first call is free, as every policy makes it."""
     reward: Floats = played.score - call_price * np.maximum(played.calls - 1, 0) - cost_price * played.cost
     return reward

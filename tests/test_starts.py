@@ -1,0 +1,131 @@
+"""Starts of a tri-role head: how each is judged, which are believed, and what is made of the best."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from outcomes import SUBJECTS, Subjects
+from torafugu.eval.matrix import build_matrix
+from torafugu.eval.states import encode_questions
+from torafugu.pool.recorded import read_recorded
+from torafugu.train.rollout import play
+from torafugu.train.starts import CANDIDATES, SINGLE, Candidate, Judged, Trials, choose_start
+from trinity import write_pattern
+
+PRICES = {"call_price": 0.001, "cost_price": 0.0}
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Trials:
+    """Of two families, where agreement tells who is right."""
+    data = write_pattern(tmp_path_factory.mktemp("trials"), {"train": 120}, subjects=SUBJECTS[:2])
+    matrix = build_matrix(read_recorded(data))
+    hidden = encode_questions(Subjects(), matrix.questions, cache=None, progress=lambda units: None)
+    counted: list[int] = []
+    made = Trials(matrix, hidden, **PRICES, seed=0, begin=counted.append, advance=lambda: counted.append(-1))
+    assert sum(counted) == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def judged(trials: Trials) -> list[Judged]:
+    return sorted(map(trials.judge, CANDIDATES), key=lambda row: -row.gain)
+
+
+def make_judged(
+    *, seen: float = 0.0, unseen: float | None = 0.0, calls: tuple[float, float | None] = (1.0, 1.0)
+) -> Judged:
+    """Gains in standard errors."""
+    return Judged(
+        candidate=SINGLE,
+        seen=seen / 100,
+        seen_error=0.01,
+        unseen=None if unseen is None else unseen / 50,
+        unseen_error=None if unseen is None else 0.02,
+        seen_accuracy_gain=0.0,
+        unseen_accuracy_gain=None if unseen is None else 0.0,
+        seen_calls=calls[0],
+        unseen_calls=calls[1],
+    )
+
+
+def test_candidates_have_names_of_their_own() -> None:
+    """Rows of metrics and cards name a candidate; no two share a name."""
+    assert len({candidate.name for candidate in CANDIDATES}) == len(CANDIDATES)
+
+
+@pytest.mark.parametrize("calls", [(2.5, 3.5), (3.5, 2.5), (3.5, None)])
+def test_known_and_unknown_families_are_held_to_the_limit(calls: tuple[float, float | None]) -> None:
+    """What counts is whichever takes more calls; with one family there are no unknown ones."""
+    assert make_judged(calls=calls).calls == 3.5
+
+
+@pytest.mark.parametrize(
+    ("seen", "unseen", "is_sure"),
+    [(2.4, 9.0, False), (2.6, 1.1, True), (2.6, 0.9, False), (9.0, -0.1, False), (2.6, None, True), (2.4, None, False)],
+)
+def test_a_gain_is_believed_beyond_its_noise(seen: float, unseen: float | None, *, is_sure: bool) -> None:
+    """Two and a half standard errors on known families, where there are many questions; one on unknown ones."""
+    assert make_judged(seen=seen, unseen=unseen).is_sure is is_sure
+
+
+def test_starts_are_judged_by_what_they_play(trials: Trials) -> None:
+    """Judging from traces gives each start the reward and the calls of its runs, played one after the other."""
+    for candidate in CANDIDATES[::37]:
+        net = []
+        for i, (fold, result) in enumerate(zip(trials.folds, trials.results(candidate), strict=True)):
+            evidence = trials.fitted[i, candidate.question_map.name].evidence
+            played = play(trials.world(i, candidate.question_map), evidence, candidate.start.to_head(), candidate.rules)
+            assert (result.calls == played.calls).all(), candidate.name
+            assert result.accuracy == pytest.approx(played.score - fold.base), candidate.name
+            net.append(played.score - 0.001 * (played.calls - 1) - fold.base)
+        row = trials.judge(candidate)
+        seen = [part for part, fold in zip(net, trials.folds, strict=True) if fold.scheme == "seen"]
+        assert row.seen == pytest.approx(np.concatenate(seen).mean())
+        assert row.unseen is not None
+
+
+def test_the_mean_of_the_best_starts_is_chosen(trials: Trials, judged: list[Judged]) -> None:
+    """Of the hundred best, those that read and ask as most of them do, in the mean of their numbers."""
+    best = [row.candidate for row in judged if row.is_sure and row.calls <= 3.1 and row.candidate.rules.max_calls > 1]
+    best = best[:100]
+    (asking, count), *_ = Counter(candidate.asking for candidate in best).most_common()
+    alike = [candidate for candidate in best if candidate.asking == asking]
+    chosen, of = choose_start(trials, judged, limit=3.1)
+    assert 1 < of == count < 100
+    assert chosen == trials.judge(Candidate.mean(alike))
+    start = chosen.candidate.start
+    assert start.threshold == pytest.approx(np.mean([c.start.threshold for c in alike]), abs=1e-3)
+    assert start.per_asked == pytest.approx(np.mean([c.start.per_asked for c in alike]), abs=1e-3)
+    assert chosen.candidate.rules.max_calls == round(np.mean([c.rules.max_calls for c in alike]))
+    assert chosen.candidate.asking == asking
+
+
+def test_the_mean_keeps_to_the_limit(trials: Trials, judged: list[Judged]) -> None:
+    """Whatever the limit, the chosen start keeps to it, and with none left the best single worker is asked."""
+    free, _ = choose_start(trials, judged, limit=np.inf)
+    for limit in (free.calls - 0.1, 2.0, 1.5, 1.0):
+        assert choose_start(trials, judged, limit=limit)[0].calls <= limit
+    assert choose_start(trials, judged, limit=1.0)[0].candidate.rules.max_calls == 1
+
+
+def test_nothing_is_chosen_that_is_doubted(trials: Trials, judged: list[Judged]) -> None:
+    """Where no start gains beyond doubt, the best single worker is asked, once."""
+    doubted = [row for row in judged if not row.is_sure]
+    chosen, of = choose_start(trials, doubted, limit=3.1)
+    assert (chosen.candidate, of, chosen.gain, chosen.calls) == (SINGLE, 1, 0.0, 1.0)
+
+
+def test_a_start_of_one_call_stands_for_itself(trials: Trials, judged: list[Judged]) -> None:
+    """One that gains more by one call than the mean of those with more is chosen as it is; else the mean is."""
+    mean, _ = choose_start(trials, judged, limit=3.1)
+    (once,) = (row for row in judged if row.candidate.name == "landmarks256@1 ridge 0.001, one call")
+    others = [row for row in judged if row != once]
+    for by, expected in ((0.01, once.candidate), (-0.01, mean.candidate)):
+        gain = mean.gain + by
+        sure = replace(once, seen=gain, unseen=gain, seen_error=1e-6, unseen_error=1e-6)
+        assert choose_start(trials, [sure, *others], limit=3.1)[0].candidate == expected
