@@ -369,6 +369,16 @@ def test_a_coordinators_folder(tmp_path: Path) -> None:
     assert "Everything in the files is shown above." in page.text
 
 
+def test_of_many_candidates_the_best_are_listed(tmp_path: Path) -> None:
+    """The first forty, the chosen one wherever it stands, and how many more there are."""
+    rows = [{"stage": "candidate", "candidate": f"start {k}", "seen_gain": -k / 100} for k in range(60)]
+    page = read_page(write_folder(tmp_path / "run", rows, card={"training": {"candidate": "start 50"}}))
+    listed = [row for row in page.rows if row[0].startswith("start ")]
+    assert [row[0] for row in listed] == [*(f"start {k}" for k in range(40)), "start 50"]
+    assert [row[0] for row in listed if row[-1] == "chosen"] == ["start 50"]
+    assert "19 more in metrics.jsonl." in page.text
+
+
 def test_diagnostics_of_the_evaluation_come_first(tmp_path: Path) -> None:
     """Where both are there, held-out diagnostics are shown, and the training's own stand in the raw part."""
     d = coordinate(tmp_path / "data", "ant")

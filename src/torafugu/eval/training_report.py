@@ -37,6 +37,7 @@ from .svg import Bar, Series, bar_chart, escape_text, histogram, line_chart, sha
 __all__ = ["write_training_report"]
 
 _CANDIDATE_STAGES = ("candidate", "judge")
+_MAX_CANDIDATES = 40
 _SUMMARY_STAGES = ("evolution", "validation", "final")
 """A single row of these, without a generation, is shown as it is."""
 _X_KEYS = ("generation", "step", "iteration")
@@ -234,18 +235,21 @@ def _candidates(run: _Run) -> str:
     special = {"stage", "candidate", "name", "chosen", *values, *(paired & set(held))}
     rest = [k for k in dict.fromkeys(k for row in rows for k, v in row.items() if is_plain(v)) if k not in special]
     picked = {k for k, row in enumerate(rows) if row.get("chosen", named[k] == chosen)}
+    shown = [k for k in range(len(rows)) if k < _MAX_CANDIDATES or k in picked]
     table = [
         (
             named[k],
-            *(_with_error(key, row.get(key), row.get(f"{_stem(key)}_error")) for key in values),
-            *(show_value(row.get(key)) for key in rest),
+            *(_with_error(key, rows[k].get(key), rows[k].get(f"{_stem(key)}_error")) for key in values),
+            *(show_value(rows[k].get(key)) for key in rest),
             "chosen" if k in picked else "",
         )
-        for k, row in enumerate(rows)
+        for k in shown
     ]
     heads = ("candidate", *(f"{key.replace('_', ' ')}, points ± standard error" for key in values), *rest, "")
     note = "" if picked else render_missing("Which of them was chosen is not on record.")
-    return note + render_table(heads, table, chosen=picked)
+    left = len(rows) - len(shown)
+    more = render_text("soft", f"{left} more in metrics.jsonl.") if left else ""
+    return note + render_table(heads, table, chosen={at for at, k in enumerate(shown) if k in picked}) + more
 
 
 def _stem(key: str) -> str:
