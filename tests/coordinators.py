@@ -64,6 +64,7 @@ def make_evidence(size: int, **changes: object) -> Evidence:
         "of_easiness": changes.get("of_deviation", 0.0),
         "none": np.zeros(5),
         "ability": ability,
+        "in_log_odds": False,
         "overlap": np.zeros((size, size)),
         "cost": np.zeros(size),
         "lengths": Lengths.unread(size),
@@ -80,6 +81,7 @@ def draw_evidence(size: int, seed: int) -> Evidence:
         of_easiness=float(draw.normal()),
         none=draw.normal(size=5),
         ability=draw.random(size),
+        in_log_odds=seed % 3 == 0,
         overlap=draw.random((size, size)),
         cost=draw.random(size),
         lengths=Lengths(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from coordinators import RULES, make_evidence, make_head, make_tri_head, run_recorded, write_answers
+from coordinators import RULES, draw_evidence, make_evidence, make_head, make_tri_head, run_recorded, write_answers
 from heads import DIM, Texts, models
 from runs import REQUEST, USAGE, Record, Waiting, make_pool
 from torafugu.errors import ModelError, PlanError, WorkerError
@@ -684,9 +684,8 @@ TENSORS = [
     "evidence.cost",
     "evidence.lengths",
     "evidence.none",
-    "evidence.of_deviation",
-    "evidence.of_easiness",
     "evidence.of_length",
+    "evidence.of_log_odds",
     "evidence.overlap",
     "evidence.weight",
     "features.gamma",
@@ -747,17 +746,26 @@ def test_rules_that_cannot_be_read(tmp_path: Path, rules: dict[str, Any]) -> Non
         CoordinatorHead.load(tmp_path)
 
 
-def test_head_of_an_earlier_version(tmp_path: Path) -> None:
-    """It loads and means what it meant: one number for all of the deviation, and no lengths."""
-    make_head("abc").save(tmp_path)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_head_of_an_earlier_version(tmp_path: Path, *, is_first: bool) -> None:
+    """It loads and means what it meant: deviations count by points, in the first versions with one number for all of
+    the deviation, and no lengths.
+    """
+    before = draw_evidence(3, seed=1)
+    assert not before.in_log_odds
+    make_head("abc", evidence=before).save(tmp_path)
     tensors = load((tmp_path / "head.safetensors").read_bytes())
     card = CoordinatorHead.load(tmp_path).card
-    del tensors["evidence.lengths"], tensors["evidence.of_length"], tensors["evidence.of_easiness"]
+    assert "evidence.of_log_odds" not in tensors
+    if is_first:
+        del tensors["evidence.lengths"], tensors["evidence.of_length"], tensors["evidence.of_easiness"]
     raw = save(tensors)
     save_artefact(tmp_path, raw, msgspec.structs.replace(card, weights_sha256=hashlib.sha256(raw).hexdigest()))
     evidence = CoordinatorHead.load(tmp_path).evidence
-    assert evidence.of_easiness == evidence.of_deviation != 0
-    assert (evidence.lengths.of_voice, evidence.lengths.of_none) == (0, 0)
+    assert evidence.of_deviation == pytest.approx(before.of_deviation)
+    assert not evidence.in_log_odds
+    assert evidence.of_easiness == pytest.approx(before.of_deviation if is_first else before.of_easiness)
+    assert (evidence.lengths.of_voice == evidence.lengths.of_none == 0) is is_first
 
 
 def test_spread_of_lengths_that_cannot_be(tmp_path: Path) -> None:

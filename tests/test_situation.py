@@ -141,6 +141,21 @@ def test_of_easiness_by_hand() -> None:
     assert view.trust[0] == pytest.approx([first / (first + second + 1), second / (first + second + 1), 0, 0])
 
 
+def test_log_odds_by_hand() -> None:
+    """What a voice gains is by the odds of the expected score, which is never taken for surer than 0.03 or 0.97."""
+    situation, ability = make_situation("xy..", worked="ab", current="a"), np.array([0.8, 0.5, 0.5, 0.5])
+    for deviation, (a, b) in (([0.1, 0.1, 0, 0], (9 / 4, 1.5)), ([0.5, -0.5, 0, 0], (97 / 3 / 4, 3 / 97))):
+        own = np.log([a, b, 1, 1])
+        ease = own.mean()
+        odds = np.exp(1 + 2 * (own[:2] - ease) + 5 * ease)
+        view = see(situation, deviation, ability=ability, in_log_odds=True, of_deviation=2.0, of_easiness=5.0)
+        assert view.trust[0, :2] == pytest.approx(odds / (odds.sum() + 1))
+        none = np.array([0, 0, 0, 0, 0.7])
+        view = see(situation, deviation, ability=ability, in_log_odds=True, none=none)
+        doubt = np.exp(0.7 * (own[0] + own[1]) / 2)
+        assert of_run(view)["doubt"] == pytest.approx(doubt / (doubt + 2 * E1))
+
+
 def test_of_deviation_by_hand() -> None:
     """A worker that is expected to do better than usual on this question counts for more."""
     view = see(make_situation("xy..", worked="ab", current="a"), [0.5, 0, 0, 0], of_deviation=2.0)
@@ -277,6 +292,7 @@ def test_order_of_workers_does_not_matter() -> None:
         of_easiness=evidence.of_easiness,
         none=evidence.none,
         ability=evidence.ability[order],
+        in_log_odds=evidence.in_log_odds,
         overlap=evidence.overlap[order][:, order],
         cost=evidence.cost[order],
         lengths=replace(evidence.lengths, mean=evidence.lengths.mean[order], scale=evidence.lengths.scale[order]),

@@ -347,12 +347,16 @@ def _reading(encoding: Encoding, encode_ms: float | None) -> dict[str, Any]:
 
 def _pack(head: CoordinatorHead) -> bytes:
     evidence, lengths = head.evidence, head.evidence.lengths
+    of_deviation, of_easiness = np.array([evidence.of_deviation]), np.array([evidence.of_easiness])
+    if evidence.in_log_odds:
+        of_question = {"evidence.of_log_odds": np.concatenate([of_deviation, of_easiness])}
+    else:
+        of_question = {"evidence.of_deviation": of_deviation, "evidence.of_easiness": of_easiness}
     return pack(
         {
             "question.weight": head.question,
             "evidence.weight": evidence.weight,
-            "evidence.of_deviation": np.array([evidence.of_deviation]),
-            "evidence.of_easiness": np.array([evidence.of_easiness]),
+            **of_question,
             "evidence.none": evidence.none,
             "evidence.ability": evidence.ability,
             "evidence.overlap": evidence.overlap,
@@ -384,16 +388,22 @@ def _unpack(tensors: Tensors, card: Card) -> CoordinatorHead:
 
 
 def _read_evidence(tensors: Tensors, size: int) -> Evidence:
-    """Heads of earlier versions have one number for deviation and easiness, and know no lengths."""
+    """Heads of earlier versions count deviations in points. The first of them have one number for deviation and
+    easiness, and know no lengths.
+    """
 
     def take(name: str, *shape: int) -> Floats:
         return tensors.take(f"evidence.{name}", *shape).astype(np.float64)
 
-    (of_deviation,) = take("of_deviation", 1)
-    is_older = not any(f"evidence.{name}" in tensors for name in ("of_easiness", "lengths", "of_length"))
-    lengths, of_easiness = Lengths.unread(size), of_deviation
-    if not is_older:
-        (of_easiness,) = take("of_easiness", 1)
+    in_log_odds = "evidence.of_log_odds" in tensors
+    is_first = not any(f"evidence.{name}" in tensors for name in ("of_log_odds", "of_easiness", "lengths", "of_length"))
+    if in_log_odds:
+        of_deviation, of_easiness = take("of_log_odds", 2)
+    else:
+        (of_deviation,) = take("of_deviation", 1)
+        (of_easiness,) = (of_deviation,) if is_first else take("of_easiness", 1)
+    lengths = Lengths.unread(size)
+    if not is_first:
         mean, scale = take("lengths", 2, size)
         of_voice, of_none = take("of_length", 2)
         lengths = Lengths(mean=mean, scale=scale, of_voice=float(of_voice), of_none=float(of_none))
@@ -405,6 +415,7 @@ def _read_evidence(tensors: Tensors, size: int) -> Evidence:
         of_easiness=float(of_easiness),
         none=take("none", 5),
         ability=take("ability", size),
+        in_log_odds=in_log_odds,
         overlap=take("overlap", size, size),
         cost=take("cost", size),
         lengths=lengths,

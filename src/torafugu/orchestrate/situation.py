@@ -22,6 +22,7 @@ __all__ = [
     "Situation",
     "View",
     "choose_wording",
+    "deviation_in_log_odds",
     "look",
     "measure_length",
 ]
@@ -65,6 +66,7 @@ WORKER_FEATURES = (
 )
 _LONGEST = 3.0
 """Standard deviations; one runaway reply says no more than that."""
+_UNSURE = 0.03
 _EXPONENT = 30.0
 """Log-odds beyond this are certainty enough; exp() stays finite."""
 
@@ -97,14 +99,21 @@ class Evidence:
 
     weight: Floats  # (L,) log-odds that a worker's voice adds to its answer
     of_deviation: float
-    """What a point adds to that by which the worker is more above its usual score on this question than the others."""
+    """What a unit adds to that by which the worker is more above its usual score on this question than the others."""
     of_easiness: float
-    """... a point by which all of them are above it, on average."""
+    """... a unit by which all of them are above it, on average."""
     none: Floats  # (5,) score of "none": constant, different answers, empty replies, workers asked, mean deviation
     ability: Floats  # (L,) mean score in training
+    in_log_odds: bool
+    """The unit: log-odds of the expected score, of which a voice is worth a constant share; else points, in which 0.5
+    for 0.4 counts as much as 0.99 for 0.89. Heads of earlier versions count points."""
     overlap: Floats  # (L, L) of the questions that both got wrong, the share with the same wrong answer
     cost: Floats  # (L,) mean cost of a call over the dearest worker's; 0 where no price is known
     lengths: Lengths
+
+    def scale(self, deviation: Floats) -> Floats:
+        """(n, L) deviations of expected scores, in the unit of `of_deviation`."""
+        return deviation_in_log_odds(deviation, self.ability) if self.in_log_odds else deviation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -151,11 +160,12 @@ def look(situation: Situation, prospect: Prospect, evidence: Evidence) -> View:
     rows = np.arange(n)
     at = np.maximum(current, 0)
     has_answer = current >= 0
-    easiness = prospect.deviation.mean(1, keepdims=True)  # (n, 1)
-    of_question = evidence.of_deviation * (prospect.deviation - easiness) + evidence.of_easiness * easiness
+    deviation = evidence.scale(prospect.deviation)  # (n, L)
+    easiness = deviation.mean(1, keepdims=True)  # (n, 1)
+    of_question = evidence.of_deviation * (deviation - easiness) + evidence.of_easiness * easiness
     weight = evidence.weight + of_question  # (n, L)
     longer = evidence.lengths.deviation(situation.length)  # (n, L)
-    trust, doubt = _weigh(situation, prospect, evidence, weight + evidence.lengths.of_voice * longer, longer)
+    trust, doubt = _weigh(situation, deviation, evidence, weight + evidence.lengths.of_voice * longer, longer)
     agrees = situation.same[rows, at] & known
     agrees[rows, at] = True
     agrees &= has_answer[:, None]
@@ -211,6 +221,18 @@ def look(situation: Situation, prospect: Prospect, evidence: Evidence) -> View:
     return View(run=run, workers=workers, trust=trust, agrees=agrees)
 
 
+def deviation_in_log_odds(deviation: Floats, ability: Floats) -> Floats:
+    """(n, L) expected scores less the usual ones (L,) -> the same of their log-odds."""
+    return _log_odds(ability + deviation) - _log_odds(ability)
+
+
+def _log_odds(score: Floats) -> Floats:
+    """Of scores that are neither 0 nor 1: an expectation is never so sure, and the line that gives it may go beyond."""
+    p = np.clip(score, _UNSURE, 1 - _UNSURE)
+    odds: Floats = np.log(p / (1 - p))
+    return odds
+
+
 def measure_length(output_tokens: float | None) -> float:
     """ln(1 + output tokens); NaN where they were not counted. Everywhere this function: numpy's may differ in a bit."""
     return float("nan") if output_tokens is None else math.log1p(output_tokens)
@@ -233,7 +255,7 @@ def choose_wording(situation: Situation) -> Ints:
 
 
 def _weigh(
-    situation: Situation, prospect: Prospect, evidence: Evidence, weight: Floats, longer: Floats
+    situation: Situation, deviation: Floats, evidence: Evidence, weight: Floats, longer: Floats
 ) -> tuple[Floats, Floats]:
     """(n, L) probability that each known answer is right, (n,) that none is."""
     voting = situation.known & ~situation.empty  # (n, L)
@@ -244,7 +266,7 @@ def _weigh(
     odds = np.where(voting, np.exp(np.clip(support, -_EXPONENT, _EXPONENT)), 0.0)
     share = np.where(voting, 1.0 / np.maximum(votes, 1), 0.0)  # of an answer that several gave
     asked = situation.known.sum(1)
-    mean_deviation = (prospect.deviation * situation.known).sum(1) / np.maximum(asked, 1)
+    mean_deviation = (deviation * situation.known).sum(1) / np.maximum(asked, 1)
     none = (
         evidence.none[0]
         + evidence.none[1] * share.sum(1)

@@ -133,6 +133,7 @@ def _estimate(head: CoordinatorHead, profile: _Profile, count: int) -> tuple[Evi
         of_easiness=old.of_easiness,
         none=old.none,
         ability=np.array(ability),
+        in_log_odds=old.in_log_odds,
         overlap=_grow_overlap(old.overlap, shared_errors(profile.score, profile.same), profile.score),
         cost=np.concatenate([old.cost, [_cost_of(old, profile, j) for j in range(size, size + count)]]),
         lengths=_grow_lengths(old.lengths, profile.length),
@@ -154,9 +155,9 @@ def _weigh(evidence: Evidence, profile: _Profile, j: int, size: int) -> Evidence
     rows = known[:, j] & known[:, :size].any(1)
     weight = float(expected)
     if rows.any():
-        longer = evidence.lengths.deviation(profile.length)
+        longer, deviation = evidence.lengths.deviation(profile.length), evidence.scale(profile.deviation)
         x, share, target = alternatives(
-            profile.score[rows], profile.same[rows], profile.deviation[rows], longer[rows], known[rows]
+            profile.score[rows], profile.same[rows], deviation[rows], longer[rows], known[rows]
         )
         theta = coefficients(evidence)
         for _ in range(50):

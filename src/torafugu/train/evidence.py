@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from ..orchestrate.situation import Evidence, Lengths
+from ..orchestrate.situation import Evidence, Lengths, deviation_in_log_odds
 
 __all__ = ["alternatives", "coefficients", "fit_evidence", "measure_lengths", "shared_errors"]
 
@@ -37,7 +37,8 @@ def fit_evidence(
     rows, known = _draw(asked, ability, seed)
     lengths = measure_lengths(length)
     longer = lengths.deviation(length)
-    x, share, target = alternatives(score[rows], same[rows], deviation[rows], longer[rows], known)
+    scaled = deviation_in_log_odds(deviation, ability)
+    x, share, target = alternatives(score[rows], same[rows], scaled[rows], longer[rows], known)
     theta = _newton(x, share, target, l2)
     return Evidence(
         weight=theta[:size],
@@ -45,6 +46,7 @@ def fit_evidence(
         of_easiness=float(theta[size + 1]),
         none=theta[size + 3 : size + 8],
         ability=ability,
+        in_log_odds=True,
         overlap=shared_errors(score, same),
         cost=_relative_cost(cost),
         lengths=replace(lengths, of_voice=float(theta[size + 2]), of_none=float(theta[-1])),
