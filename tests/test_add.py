@@ -17,6 +17,7 @@ from torafugu.orchestrate.coordinator import CoordinatorHead
 from torafugu.orchestrate.tri_head import Rules
 from torafugu.pool.recorded import read_recorded
 from torafugu.train.add import add_workers
+from torafugu.train.features import FeatureConfig
 from torafugu.train.rollout import play
 from torafugu.train.tri_trainers import Start
 from torafugu.train.worlds import QuestionMap, fit_reading, matrix_to_world
@@ -59,8 +60,12 @@ def hidden_of(matrix: OutcomeMatrix) -> np.ndarray:
     return states
 
 
-def train(matrix: OutcomeMatrix) -> CoordinatorHead:
-    fitted = fit_reading(matrix, hidden_of(matrix), QuestionMap(features=None, reads_lengths=True), seed=0)
+UNREAD = QuestionMap(features=None, reads_lengths=True)
+READ = QuestionMap(features=FeatureConfig(kind="landmarks", components=1, landmarks=2, sharpness=1.0))
+
+
+def train(matrix: OutcomeMatrix, question_map: QuestionMap = UNREAD) -> CoordinatorHead:
+    fitted = fit_reading(matrix, hidden_of(matrix), question_map, seed=0)
     card = Card(
         encoder="e",
         workers=tuple(WorkerIdentity(w, f"{w}-1") for w in matrix.workers),
@@ -109,13 +114,24 @@ def test_the_others_stay_as_they_are(matrix: OutcomeMatrix) -> None:
     assert (grown.rules, grown.evidence.of_deviation) == (old.rules, old.evidence.of_deviation)
 
 
-def test_near_what_training_finds(matrix: OutcomeMatrix) -> None:
+@pytest.mark.parametrize("question_map", [UNREAD, READ], ids=["unread", "read"])
+def test_near_what_training_finds(matrix: OutcomeMatrix, question_map: QuestionMap) -> None:
     """With all questions, an added worker's weight and ability are near those of a training that knew it."""
-    whole = train(matrix)
-    grown = add_workers(train(columns(matrix, "able", "best", "fair", "poor")), matrix, hidden_of(matrix))
+    whole = train(matrix, question_map)
+    old = train(columns(matrix, "able", "best", "fair", "poor"), question_map)
+    grown = add_workers(old, matrix, hidden_of(matrix))
     at = [worker.id for worker in whole.card.workers].index("star")
     assert grown.evidence.weight[4] == pytest.approx(whole.evidence.weight[at], abs=0.7)
     assert grown.evidence.ability[4] == pytest.approx(whole.evidence.ability[at], abs=0.02)
+
+
+@pytest.mark.parametrize("in_log_odds", [True, False])
+def test_deviations_count_as_in_the_head(matrix: OutcomeMatrix, *, in_log_odds: bool) -> None:
+    """A head of an earlier version, which counts points, goes on to count points."""
+    old = train(columns(matrix, "able", "best", "fair", "poor"), READ)
+    old.evidence = dataclasses.replace(old.evidence, in_log_odds=in_log_odds)
+    grown = add_workers(old, matrix, hidden_of(matrix))
+    assert grown.evidence.in_log_odds is in_log_odds
 
 
 def test_lengths_of_a_new_worker(matrix: OutcomeMatrix) -> None:

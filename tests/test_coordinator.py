@@ -715,6 +715,9 @@ def test_head_is_saved_and_loaded(tmp_path: Path) -> None:
     other = CoordinatorHead.load(tmp_path)
     assert (other.id, other.rules, other.card) == (head.id, head.rules, head.card)
     assert (other.head.to_vector() == head.head.to_vector()).all()
+    made, evidence = draw_evidence(3, seed=0), other.evidence
+    assert evidence.in_log_odds is made.in_log_odds is True
+    assert (evidence.of_deviation, evidence.of_easiness) == pytest.approx((made.of_deviation, made.of_easiness))
     assert sorted(load((tmp_path / "head.safetensors").read_bytes())) == TENSORS
 
 

@@ -37,11 +37,15 @@ def judged(trials: Trials) -> list[Judged]:
 
 
 def make_judged(
-    *, seen: float = 0.0, unseen: float | None = 0.0, calls: tuple[float, float | None] = (1.0, 1.0)
+    *,
+    seen: float = 0.0,
+    unseen: float | None = 0.0,
+    calls: tuple[float, float | None] = (1.0, 1.0),
+    candidate: Candidate = CANDIDATES[-1],
 ) -> Judged:
     """Gains in standard errors."""
     return Judged(
-        candidate=SINGLE,
+        candidate=candidate,
         seen=seen / 100,
         seen_error=0.01,
         unseen=None if unseen is None else unseen / 50,
@@ -71,6 +75,15 @@ def test_known_and_unknown_families_are_held_to_the_limit(calls: tuple[float, fl
 def test_a_gain_is_believed_beyond_its_noise(seen: float, unseen: float | None, *, is_sure: bool) -> None:
     """Two and a half standard errors on known families, where there are many questions; one on unknown ones."""
     assert make_judged(seen=seen, unseen=unseen).is_sure is is_sure
+
+
+@pytest.mark.parametrize(("unseen", "is_sure"), [(0.0, True), (-0.9, True), (-1.1, False)])
+def test_one_call_must_lose_nothing_on_unknown_families(unseen: float, *, is_sure: bool) -> None:
+    """It asks the best single worker where it recognises nothing, and can gain nothing there."""
+    once = next(c for c in CANDIDATES if c.rules.max_calls == 1 and c != SINGLE)
+    assert make_judged(seen=9.0, unseen=unseen, candidate=once).is_sure is is_sure
+    assert not make_judged(seen=2.4, unseen=unseen, candidate=once).is_sure
+    assert not make_judged(candidate=SINGLE).is_sure
 
 
 def test_starts_are_judged_by_what_they_play(trials: Trials) -> None:
@@ -106,10 +119,26 @@ def test_the_mean_of_the_best_starts_is_chosen(trials: Trials, judged: list[Judg
 
 
 def test_the_mean_keeps_to_the_limit(trials: Trials, judged: list[Judged]) -> None:
-    """Whatever the limit, the chosen start keeps to it, and with none left the best single worker is asked."""
-    free, _ = choose_start(trials, judged, limit=np.inf)
-    for limit in (free.calls - 0.1, 2.0, 1.5, 1.0):
-        assert choose_start(trials, judged, limit=limit)[0].calls <= limit
+    """Where it takes more calls than those it is the mean of, its threshold is lowered until it does not; where then
+    it gains nothing beyond doubt, the best of them is used.
+    """
+    asking = judged[0].candidate.asking
+    alike = [row for row in judged if row.candidate.asking == asking and row.candidate.rules.max_calls > 1]
+    told = [replace(row, seen=1.0, unseen=1.0, seen_calls=1.0, unseen_calls=1.0) for row in alike]
+    told.append(next(row for row in judged if row.candidate == SINGLE))
+    mean = trials.judge(Candidate.mean([row.candidate for row in told[:100]]))
+    assert mean.calls > 2.5
+    chosen, of = choose_start(trials, told, limit=2.45)
+    assert of == 100
+    start = chosen.candidate.start
+    assert replace(start, threshold=0) == replace(mean.candidate.start, threshold=0)
+    assert start.threshold < mean.candidate.start.threshold - 0.05
+    assert 2.3 < chosen.calls <= 2.45
+    assert choose_start(trials, told, limit=2.0) == (told[0], 1)
+
+
+def test_without_a_call_to_spare_one_is_made(trials: Trials, judged: list[Judged]) -> None:
+    """At a limit of one call there is nobody to vote."""
     assert choose_start(trials, judged, limit=1.0)[0].candidate.rules.max_calls == 1
 
 

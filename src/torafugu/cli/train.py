@@ -408,7 +408,7 @@ def train_trinity_command(
     out.print(f"{folder / 'report.html'}: what happened, in pictures")
     if card.training["candidate"] == "single":
         out.print(
-            "No candidate beat the best single worker by more than two standard errors: the head always asks "
+            "No candidate beat the best single worker beyond doubt, within the limit of calls: the head always asks "
             f"{card.baselines['best_single']['worker']!r}."
         )
     return 0

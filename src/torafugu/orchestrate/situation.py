@@ -106,7 +106,7 @@ class Evidence:
     ability: Floats  # (L,) mean score in training
     in_log_odds: bool
     """The unit: log-odds of the expected score, of which a voice is worth a constant share; else points, in which 0.5
-    for 0.4 counts as much as 0.99 for 0.89. Heads of earlier versions count points."""
+    for 0.4 counts as much as 0.95 for 0.85. Heads of earlier versions count points."""
     overlap: Floats  # (L, L) of the questions that both got wrong, the share with the same wrong answer
     cost: Floats  # (L,) mean cost of a call over the dearest worker's; 0 where no price is known
     lengths: Lengths

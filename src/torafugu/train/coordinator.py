@@ -68,7 +68,7 @@ class CoordinatorConfig:
             SepCMASearch(in_directions=False, sigma0=0.1),
         )
     )
-    """Tried from the best start; none is kept that does not gain more than its standard error."""
+    """Tried from the chosen start; none is kept that does not gain more than its standard error."""
 
     def __post_init__(self) -> None:
         if self.mean_calls is not None and not 1 <= self.mean_calls < np.inf:
@@ -182,7 +182,7 @@ def _select(
     if count > 1:
         log(stage="candidate", **start.row(), mean_of=count)
     for row in rows:
-        log(stage="candidate", **row.row())
+        log(stage="candidate", **row.row(), mean_of=1)
     candidate, folds, starts = start.candidate, trials.folds, trials.results(start.candidate)
     for size in _VOTES:
         if size > len(matrix.workers):

@@ -88,7 +88,7 @@ class Trace:
     calls: Ints  # (n,) that could be made; 0: nobody could be asked. What lies beyond is 0
 
     def stop(self, head: TriHead, max_calls: int) -> Stopped:
-        """As `play` does with `head` and as many calls, but for runs in which two answers are trusted alike."""
+        """As `play` does with `head` and as many calls, but for answers trusted alike to about 1e-8."""
         n, most, _ = self.run.shape
         urge = self.run @ (head.role[VERIFIER] - head.role[WORKER])  # (n, K)
         ends = (urge > 0) | (np.arange(1, most + 1) >= np.minimum(self.calls, max_calls)[:, None])

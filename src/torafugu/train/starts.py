@@ -173,12 +173,15 @@ class Judged:
 
     @property
     def is_sure(self) -> bool:
-        """Whether it gains beyond doubt; else the best single worker is asked."""
-        if self.unseen is not None and self.unseen_error is not None:
-            is_sure_unseen = self.unseen > _DOUBT_UNSEEN * self.unseen_error
-        else:
-            is_sure_unseen = True
-        return self.seen > _DOUBT * self.seen_error and is_sure_unseen
+        """Whether it gains beyond doubt; else the best single worker is asked. One call has to lose nothing on unknown
+        families: there it asks the best single worker itself, and further calls it does not make.
+        """
+        if self.seen <= _DOUBT * self.seen_error:
+            return False
+        if self.unseen is None or self.unseen_error is None:
+            return True
+        error = _DOUBT_UNSEEN * self.unseen_error
+        return self.unseen >= -error if self.candidate.rules.max_calls == 1 else self.unseen > error
 
     def row(self) -> dict[str, Json]:
         return {
@@ -311,15 +314,16 @@ def choose_start(trials: Trials, judged: Sequence[Judged], *, limit: float) -> t
     sure = [row for row in judged if row.is_sure and row.calls <= limit]
     (single,) = (row for row in judged if row.candidate == SINGLE)
     finalists = [(row, 1) for row in sure if row.candidate.rules.max_calls == 1]
-    voters = [row.candidate for row in sure if row.candidate.rules.max_calls > 1][:_VOTERS]
-    if voters:
+    several = [row for row in sure if row.candidate.rules.max_calls > 1][:_VOTERS]
+    if several:
+        voters = [row.candidate for row in several]
         (asking, count), *_ = Counter(candidate.asking for candidate in voters).most_common(1)
         mean = trials.judge(Candidate.mean([candidate for candidate in voters if candidate.asking == asking]))
         while mean.calls > limit:  # each of them keeps to it; their mean might not
             start = mean.candidate.start
             start = replace(start, threshold=round(start.threshold - 0.01, 3))
             mean = trials.judge(replace(mean.candidate, start=start))
-        finalists.append((mean, count))
+        finalists.append((mean, count) if mean.is_sure else (several[0], 1))
     return max(finalists, key=lambda finalist: finalist[0].gain, default=(single, 1))
 
 

@@ -34,7 +34,7 @@ _SHARP = 10.0
 class Start:
     """A head that reads the evidence model: the best worker first, by its weight on this question; another while trust
     is below `threshold` and calls are left; what is trusted most is the answer. The numbers are tuned, not given: by
-    held-out reward (`train/coordinator.py`), then by the trainers below.
+    held-out reward (`train/starts.py`), then by the trainers below.
     """
 
     threshold: float = 0.8
