@@ -28,7 +28,7 @@ from torafugu.orchestrate.coordinator import Coordinator, CoordinatorHead
 from torafugu.orchestrate.policies import load_policy
 from torafugu.orchestrate.tri_head import TriHead
 from torafugu.pool.recorded import create_recorded_pool, read_recorded
-from torafugu.train.coordinator import CoordinatorConfig, TrainedCoordinator, train_coordinator
+from torafugu.train.coordinator import CoordinatorConfig, TrainedCoordinator, is_gain, train_coordinator
 from torafugu.train.rollout import play
 from torafugu.train.starts import CANDIDATES, SINGLE
 from torafugu.train.tri_trainers import Floats, RandomSearch, TriProblem
@@ -174,6 +174,21 @@ def test_trainers_that_do_not_help_are_not_kept(made: Made) -> None:
     assert tried[0]["kept"] is False
     assert made.trained.trainer is None
     assert made.trained.head.card.training["trainer"] is None
+
+
+@pytest.mark.parametrize(
+    ("better", "expected"),
+    [
+        ([0.0] * 98 + [1.0] * 2, True),
+        ([0.0] * 99 + [1.0], False),
+        ([0.001] * 100, False),
+        ([0.0] * 90 + [1.0] * 5 + [-1.0] * 5, False),
+        ([-0.5] * 100, False),
+    ],
+)
+def test_what_a_trainer_has_to_gain(better: list[float], *, expected: bool) -> None:
+    """More than its standard error, and more than one question: a call spared here and there is nothing to rely on."""
+    assert is_gain(np.array(better)) is expected
 
 
 # What it must not look at, and what must not matter

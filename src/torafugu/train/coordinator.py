@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from .. import __version__
 from ..errors import ConfigError, FuguError
@@ -42,7 +43,9 @@ from .starts import CANDIDATES, SINGLE, Candidate, Fold, Judged, Result, Trials,
 from .tri_trainers import RandomSearch, Reinforce, SepCMASearch, TriProblem, TriTrainer
 from .worlds import Fitted, Hidden, fit_reading, mask_workers, matrix_to_world, mix_worlds
 
-__all__ = ["CoordinatorConfig", "TrainedCoordinator", "train_coordinator"]
+__all__ = ["CoordinatorConfig", "TrainedCoordinator", "is_gain", "train_coordinator"]
+
+Floats = npt.NDArray[np.float64]
 
 _MASKED_SHARE = 0.25
 _VOTES = (3, 5, 7)
@@ -68,7 +71,7 @@ class CoordinatorConfig:
             SepCMASearch(in_directions=False, sigma0=0.1),
         )
     )
-    """Tried from the chosen start; none is kept that does not gain more than its standard error."""
+    """Tried from the chosen start; none is kept that does not gain more than its standard error and one question."""
 
     def __post_init__(self) -> None:
         if self.mean_calls is not None and not 1 <= self.mean_calls < np.inf:
@@ -205,18 +208,25 @@ def _select(
         judged = judge(candidate, results)
         better = np.concatenate([r.net - starts[i].net for i, r in zip(chosen, results, strict=True)])
         gain, error = float(better.mean()), standard_error(better)
-        is_better = gain > error and judged.calls <= limit
+        is_better = is_gain(better) and judged.calls <= limit
         tried = judged.row() | {
             "candidate": trainer.name,
             "gain_over_start": gain,
             "gain_over_start_error": error,
-            "kept": bool(is_better),
+            "kept": is_better,
         }
         log(stage="trainer", **tried)
         report.say(f"{trainer.name}: {gain:+.2%} ± {error:.2%} over its start")
         if is_better and gain > best[0]:
             best = gain, trainer, tried
     return start, best[1], best[2]
+
+
+def is_gain(better: Floats) -> bool:
+    """Whether (n,) differences of the net reward are more than chance: beyond their standard error, and beyond what
+    one question more or less would make. Where nothing but a call here and there differs, the error is next to nothing.
+    """
+    return bool(better.mean() > max(standard_error(better), 1 / len(better)))
 
 
 def _compare_vote(size: int, folds: Sequence[Fold], ours: Sequence[Result]) -> dict[str, Json]:
