@@ -323,7 +323,7 @@ def choose_start(trials: Trials, judged: Sequence[Judged], *, limit: float) -> t
             start = mean.candidate.start
             start = replace(start, threshold=round(start.threshold - 0.01, 3))
             mean = trials.judge(replace(mean.candidate, start=start))
-        finalists.append((mean, count) if mean.is_sure else (several[0], 1))
+        finalists.append((mean, count) if mean.gain > 0 else (several[0], 1))
     return max(finalists, key=lambda finalist: finalist[0].gain, default=(single, 1))
 
 
