@@ -125,13 +125,16 @@ def test_near_what_training_finds(matrix: OutcomeMatrix, question_map: QuestionM
     assert grown.evidence.ability[4] == pytest.approx(whole.evidence.ability[at], abs=0.02)
 
 
-@pytest.mark.parametrize("in_log_odds", [True, False])
-def test_deviations_count_as_in_the_head(matrix: OutcomeMatrix, *, in_log_odds: bool) -> None:
-    """A head of an earlier version, which counts points, goes on to count points."""
-    old = train(columns(matrix, "able", "best", "fair", "poor"), READ)
-    old.evidence = dataclasses.replace(old.evidence, in_log_odds=in_log_odds)
-    grown = add_workers(old, matrix, hidden_of(matrix))
-    assert grown.evidence.in_log_odds is in_log_odds
+def test_deviations_count_as_in_the_head(matrix: OutcomeMatrix) -> None:
+    """A head of an earlier version, which counts points, goes on to count points, and weighs the new voice by them."""
+    weights = []
+    for in_log_odds in (True, False):
+        old = train(columns(matrix, "able", "best", "fair", "poor"), READ)
+        old.evidence = dataclasses.replace(old.evidence, in_log_odds=in_log_odds)
+        grown = add_workers(old, matrix, hidden_of(matrix)).evidence
+        assert grown.in_log_odds is in_log_odds
+        weights.append(grown.weight[4])
+    assert abs(weights[0] - weights[1]) > 0.01
 
 
 def test_lengths_of_a_new_worker(matrix: OutcomeMatrix) -> None:

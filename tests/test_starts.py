@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from outcomes import SUBJECTS, Subjects
+from outcomes import SUBJECTS, Quiet, Subjects
 from torafugu.eval.matrix import build_matrix
 from torafugu.eval.states import encode_questions
 from torafugu.pool.recorded import read_recorded
@@ -25,9 +25,9 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Trials:
     data = write_pattern(tmp_path_factory.mktemp("trials"), {"train": 120}, subjects=SUBJECTS[:2])
     matrix = build_matrix(read_recorded(data))
     hidden = encode_questions(Subjects(), matrix.questions, cache=None, progress=lambda units: None)
-    counted: list[int] = []
-    made = Trials(matrix, hidden, **PRICES, seed=0, begin=counted.append, advance=lambda: counted.append(-1))
-    assert sum(counted) == 0
+    report = Quiet()
+    made = Trials(matrix, hidden, **PRICES, seed=0, report=report)
+    assert report.stages == [("judge candidates", report.advanced)]
     return made
 
 

@@ -102,11 +102,11 @@ class Evidence:
     """What a unit adds to that by which the worker is more above its usual score on this question than the others."""
     of_easiness: float
     """... a unit by which all of them are above it, on average."""
-    none: Floats  # (5,) score of "none": constant, different answers, empty replies, workers asked, mean deviation
-    ability: Floats  # (L,) mean score in training
     in_log_odds: bool
     """The unit: log-odds of the expected score, of which a voice is worth a constant share; else points, in which 0.5
     for 0.4 counts as much as 0.95 for 0.85. Heads of earlier versions count points."""
+    none: Floats  # (5,) score of "none": constant, different answers, empty replies, workers asked, mean deviation
+    ability: Floats  # (L,) mean score in training
     overlap: Floats  # (L, L) of the questions that both got wrong, the share with the same wrong answer
     cost: Floats  # (L,) mean cost of a call over the dearest worker's; 0 where no price is known
     lengths: Lengths

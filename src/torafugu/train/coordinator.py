@@ -176,8 +176,7 @@ def _select(
         call_price=config.call_price,
         cost_price=config.cost_price,
         seed=config.seed,
-        begin=lambda count: report.stage("judge candidates", count),
-        advance=lambda: report.advance(1),
+        report=report,
     )
     limit = np.inf if config.mean_calls is None else config.mean_calls
     rows = sorted(map(trials.judge, CANDIDATES), key=lambda judged: -judged.gain)

@@ -8,7 +8,7 @@ taken (heads are linear, so this is the mean of their weights). A start of one c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ..eval.baselines import rank_workers, ranked_score
 from ..eval.matrix import OutcomeMatrix, best_single
+from ..eval.report import Reporter
 from ..orchestrate.tri_head import Rules
 from ..types import Json
 from .features import FeatureConfig
@@ -233,16 +234,14 @@ class Trials:
         call_price: float,
         cost_price: float,
         seed: int,
-        begin: Callable[[int], None],
-        advance: Callable[[], None],
+        report: Reporter,
     ) -> None:
-        """`begin` is told how many readings there are to fit; `advance` is called after each."""
         self.folds = list(_cut(matrix, hidden, seed))
         self.fitted: dict[tuple[int, str], Fitted] = {}
         self._prices = {"call_price": call_price, "cost_price": cost_price}
         self._traces: dict[tuple[int, tuple[str, float, float, float]], Trace] = {}
         maps = sorted({candidate.question_map for candidate in CANDIDATES}, key=lambda m: m.name)
-        begin(len(self.folds) * len(maps))
+        report.stage("judge candidates", len(self.folds) * len(maps))
         rules = _rules(max(_CALLS))
         for i, fold in enumerate(self.folds):
             for question_map in maps:
@@ -252,7 +251,7 @@ class Trials:
                 asking = {c.asking: c for c in CANDIDATES if c.question_map == question_map}
                 for key, candidate in asking.items():
                     self._traces[i, key] = trace(world, found.evidence, candidate.start.to_head(), rules)
-                advance()
+                report.advance(1)
 
     def world(self, fold: int, question_map: QuestionMap) -> World:
         """The part of the questions that was held out."""
