@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from commands import Fugu
+from commands import Fugu, Said
 from llamas import random_lora, random_weights, tiny, write_adapter, write_folder
 from torafugu.conductors import CARD, HOME_CONDUCTOR, find_folder, write_conductor_card
 from torafugu.envs.composed import composed_tasks
@@ -26,6 +26,7 @@ from torafugu.pool.backend import Query
 from torafugu.pool.home import home_pool_path
 from torafugu.pool.skills.plain import drop_format
 from torafugu.pool.spec import WorkerSpec, read_pool
+from torafugu.train import teach
 from torafugu.train.conductor_config import ConductorTraining
 from torafugu.train.conductor_rollout import Question
 from torafugu.train.conductor_score import Text, score_texts
@@ -143,6 +144,58 @@ def test_one_seed_one_file(fugu: Fugu) -> None:
     assert Path("new/a").read_bytes() == Path("new/b").read_bytes()
     assert Path("new/a").read_bytes() != Path("new/c").read_bytes()
     assert {path.name for path in Path("new").iterdir()} == {"a", "b", "c"}
+
+
+@pytest.fixture
+def cut(fugu: Fugu, monkeypatch: pytest.MonkeyPatch) -> Said:
+    """A run of 30 questions, ten at a time, interrupted from the keyboard before the third ten."""
+    monkeypatch.setattr(teach, "_BATCH", 10)
+    play, turns = Teacher.play, []
+
+    def interrupt(self: Teacher, questions: Any) -> Any:
+        turns.append(len(questions))
+        if len(turns) == 3:
+            raise KeyboardInterrupt
+        return play(self, questions)
+
+    monkeypatch.setattr(Teacher, "play", interrupt)
+    return fugu(f"{TEACH} --n 30")
+
+
+def test_an_interrupted_run_goes_on(cut: Said, fugu: Fugu) -> None:
+    """What was asked is not asked again, but for half a line; the file is that of a run that was never interrupted."""
+    assert cut.status == 130
+    assert "d.jsonl.asked: 20 of 30 questions were asked: the same command goes on" in cut.err
+    assert not Path("d.jsonl").exists()
+    kept = Path("d.jsonl.asked").read_bytes()
+    Path("d.jsonl.asked").write_bytes(kept[:-7])
+    said = fugu(f"{TEACH} --n 30")
+    assert said.status == 0, said.err
+    assert "d.jsonl.asked: 19 of 30 questions were asked already" in said.err
+    assert "demonstrations: 11 done" in said.err
+    assert not Path("d.jsonl.asked").exists()
+    assert fugu("train demonstrations --tasks own.jsonl --n 30 --out whole.jsonl").status == 0
+    assert Path("d.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line", "told"),
+    [
+        (lambda raw: raw, "--seed 1", "of a run with another teacher, pool, tasks or options"),
+        (lambda raw: raw, "--pool-sizes 3", "of a run with another teacher, pool, tasks or options"),
+        (lambda raw: raw.replace(b'"question"', b'"questions"', 1), "", "damaged: Object"),
+    ],
+)
+def test_another_run_is_not_mixed_in(spoil: Any, line: str, told: str, cut: Said, fugu: Fugu) -> None:
+    """Rows of a run with other options, and damaged ones, are refused, and stay; `--force` begins anew."""
+    path = Path("d.jsonl.asked")
+    path.write_bytes(before := spoil(path.read_bytes()))
+    said = fugu(f"{TEACH} --n 30 {line}")
+    assert (said.status, told in said.err, "--force begins anew" in said.err) == (2, True, True)
+    assert path.read_bytes() == before
+    said = fugu(f"{TEACH} --n 30 {line} --force")
+    assert said.status == 0, said.err
+    assert "demonstrations: 30 done" in said.err
 
 
 def test_by_default_and_without_torch(tmp_path: Path) -> None:

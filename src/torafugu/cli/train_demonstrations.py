@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..conductors import HOME_CONDUCTOR, find_folder
-from ..errors import ConfigError
+from ..errors import ConfigError, FuguError
 from ..pool.spec import NETWORK_DIALECTS
 from .console import Stages, err, out, usd
 from .installation import Installation
@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def _command(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from ..train.teach import Teacher, draw_questions, teach
+    from ..train.teach import Ledger, Teacher, draw_questions, teach
     from ..train.warm_start import write_pairs
     from .evaluate_live import GENERATED
     from .train import load_tasks, wants_to_go_on
@@ -60,9 +60,13 @@ def _command(args: argparse.Namespace) -> int:
     rng = np.random.default_rng(args.seed)
     questions = draw_questions(tasks, spec, n=args.n, sizes=args.pool_sizes, rng=rng)
     teacher.check_room(questions)
+    run = teacher.identify(questions, seed=args.seed)
+    ledger = Ledger(args.out.with_name(f"{args.out.name}.asked"), run=run, force=args.force)
+    if ledger.asked:
+        err.print(f"{ledger.path}: {len(ledger.asked)} of {args.n} questions were asked already")
     is_paid = any(worker.dialect in NETWORK_DIALECTS for worker in spec.worker)
-    if is_paid:
-        drawn = [question.task for question in questions]
+    if is_paid and len(ledger.asked) < args.n:
+        drawn = [question.task for number, question in enumerate(questions) if number not in ledger.asked]
         estimate = estimate_episodes(len(drawn), drawn, spec, effort=teacher.config.effort)
         err.print(
             f"{len(drawn)} episodes: about {usd(estimate.typical)}, at most {usd(estimate.at_most)}; every call is real"
@@ -70,15 +74,21 @@ def _command(args: argparse.Namespace) -> int:
         if not args.yes and not wants_to_go_on():
             err.print("nothing was asked")
             return 1
-    with Stages() as stages:
-        taught = teach(teacher, questions, rng, stages)
+    try:
+        with Stages() as stages:
+            taught = teach(teacher, questions, rng, ledger, stages)
+    except (FuguError, KeyboardInterrupt):
+        err.print(f"{ledger.path}: {len(ledger.asked)} of {args.n} questions were asked: the same command goes on")
+        raise
     if is_paid:
         err.print(f"cost {usd(taught.cost_usd)}")
     _tell_lost(taught)
     if not taught.pairs:
+        ledger.remove()
         err.print(f"{args.out}: not written: none of {args.n} workflows led to a right answer")
         return 1
     write_pairs(args.out, taught.pairs)
+    ledger.remove()
     out.print(f"{args.out}: {len(taught.pairs)} demonstrations, of {args.n} questions")
     return 0
 

@@ -3,17 +3,21 @@
     questions -> the likeliest text for each -> executed, graded -> right: kept; wrong, or not scored: counted
 
 The teacher is a folder as it is served, with its card. It writes in onnxruntime, in large batches: no torch is needed.
+What came of a batch is on the disk before the next one begins, so that a run that is interrupted goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +29,7 @@ from ..local.llama import read_llama_config
 from ..local.llama_folder import ADAPTER_FILES, GRAPH, read_adapter, read_generation, read_safetensors
 from ..pool.spec import PoolSpec
 from ..types import sum_cost
+from .checkpoint import write_whole
 from .conductor_config import ConductorTraining
 from .conductor_model import read_tokeniser, render_bare
 from .conductor_player import Job, Player, PlayerSetup
@@ -33,7 +38,7 @@ from .demonstrations import render_question, show_plainly
 from .questions import QuestionSource
 from .warm_start import Pair
 
-__all__ = ["Taught", "Teacher", "draw_questions", "teach"]
+__all__ = ["Ledger", "Taught", "Teacher", "draw_questions", "teach"]
 
 _BATCH = 96
 """Questions that are played at once."""
@@ -52,7 +57,70 @@ class Taught:
     unscored: Mapping[str, int]
     """Times that somebody else failed, by `fault:code`."""
     cost_usd: Decimal | None
-    """None: that of a call is unknown."""
+    """Of what was asked now, not in a run before. None: that of a call is unknown."""
+
+
+class _Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What came of a question. There is none for one that somebody else failed: it is asked again."""
+
+    question: int
+    text: str
+    came: Literal["right", "wrong", "invalid"]
+
+
+class _Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The first line: whose rows these are."""
+
+    run: str
+
+
+class Ledger:
+    """What came of the questions so far, a line each in a file that is there until all were asked."""
+
+    def __init__(self, path: Path, *, run: str, force: bool = False) -> None:
+        """`run`: what tells this run from others, as `Teacher.identify` says it. `force`: forget another run's.
+
+        Raises:
+            ConfigError: the file is another run's, or damaged.
+        """
+        self.path = path
+        self.asked: dict[int, _Asked] = {}
+        self._run = _Run(run=run)
+        self._is_begun = False
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):  # the run was killed within it; a batch is asked again in part
+            del lines[-1]
+        try:
+            if lines and msgspec.json.decode(lines[0], type=_Run).run == run:
+                rows = [msgspec.json.decode(line, type=_Asked) for line in lines[1:]]
+                self.asked = {row.question: row for row in rows}
+            elif lines and not force:
+                raise ConfigError(
+                    f"{path}: of a run with another teacher, pool, tasks or options: repeat that command to go on with "
+                    "it; --force begins anew"
+                )
+        except msgspec.MsgspecError as error:
+            if not force:
+                raise ConfigError(f"{path}: damaged: {error}: --force begins anew") from None
+
+    def add(self, rows: Sequence[_Asked]) -> None:
+        """On the disk when this returns."""
+        self.asked |= {row.question: row for row in rows}
+        if not self._is_begun:  # nothing is written before there is something, nor over what is there
+            write_whole(self.path, _to_lines([self._run, *self.asked.values()]))
+            self._is_begun = True
+            return
+        with self.path.open("ab") as file:
+            file.write(_to_lines(rows))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _to_lines(rows: Sequence[msgspec.Struct]) -> bytes:
+    return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
 
 
 def draw_questions(
@@ -94,6 +162,18 @@ class Teacher:
             config=self.config,
         )
         self._player = Player(setup)
+        self._digest = hashlib.sha256(setup.graph)
+        for name, values in sorted(self._weights.items()):
+            self._digest.update(name.encode() + np.ascontiguousarray(values).data)
+        self._digest.update(repr((self._lora_scale, setup.tokeniser, self.config)).encode() + msgspec.json.encode(pool))
+
+    def identify(self, questions: Sequence[Question], *, seed: int) -> str:
+        """SHA-256 of all that the outcome depends on: the same for the same teacher, pool, questions and seed."""
+        digest = self._digest.copy()
+        for question in questions:
+            digest.update(msgspec.json.encode((question.task, question.workers)))
+        digest.update(str(seed).encode())
+        return digest.hexdigest()
 
     def check_room(self, questions: Sequence[Question]) -> None:
         """Before anybody is asked, not when a question's turn comes.
@@ -123,31 +203,46 @@ class Teacher:
         return self._player(job)
 
 
-def teach(teacher: Teacher, questions: Sequence[Question], rng: np.random.Generator, report: Reporter) -> Taught:
-    """Asks the teacher each question, and keeps what came out right. `rng` draws which are shown plainly.
+def teach(
+    teacher: Teacher, questions: Sequence[Question], rng: np.random.Generator, ledger: Ledger, report: Reporter
+) -> Taught:
+    """Asks the teacher each question that is not in the ledger, and keeps what came out right. `rng` draws which are
+    shown plainly.
 
     Raises:
         ModelError: the teacher can write nothing any more.
     """
-    attempts: list[Attempt] = []
-    report.stage("demonstrations", len(questions))
-    for first in range(0, len(questions), _BATCH):
-        played = teacher.play(questions[first : first + _BATCH])
-        attempts += played
-        report.advance(len(played))
-    right = [attempt for attempt in attempts if attempt.episode.score == 1]
-    missed = [attempt for attempt in attempts if attempt.episode.score is not None and attempt.episode.score != 1]
-    failed = [attempt.episode for attempt in attempts if attempt.episode.score is None]
+    waiting = [number for number in range(len(questions)) if number not in ledger.asked]
+    failed: Counter[str] = Counter()
+    costs: list[Decimal | None] = []
+    report.stage("demonstrations", len(waiting))
+    for first in range(0, len(waiting), _BATCH):
+        numbers = waiting[first : first + _BATCH]
+        played = dict(zip(numbers, teacher.play([questions[number] for number in numbers]), strict=True))
+        ledger.add([_note(number, attempt) for number, attempt in played.items() if attempt.episode.score is not None])
+        episodes = [attempt.episode for attempt in played.values()]
+        failed.update(f"{episode.fault}:{episode.code}" for episode in episodes if episode.score is None)
+        costs += [episode.cost_usd for episode in episodes]
+        report.advance(len(numbers))
+    rows = [ledger.asked[number] for number in sorted(ledger.asked)]
+    came = Counter(row.came for row in rows)
     return Taught(
         pairs=tuple(
-            Pair(prompt=teacher.render(show_plainly(attempt.question, rng)), reply=attempt.texts[0].text)
-            for attempt in right
+            Pair(prompt=teacher.render(show_plainly(questions[row.question], rng)), reply=row.text)
+            for row in rows
+            if row.came == "right"
         ),
-        wrong=sum(attempt.is_valid for attempt in missed),
-        invalid=sum(not attempt.is_valid for attempt in missed),
-        unscored=Counter(f"{episode.fault}:{episode.code}" for episode in failed),
-        cost_usd=sum_cost(attempt.episode.cost_usd for attempt in attempts),
+        wrong=came["wrong"],
+        invalid=came["invalid"],
+        unscored=failed,
+        cost_usd=sum_cost(costs),
     )
+
+
+def _note(number: int, attempt: Attempt) -> _Asked:
+    is_right = attempt.episode.score == 1
+    came: Literal["right", "wrong", "invalid"] = "right" if is_right else "wrong" if attempt.is_valid else "invalid"
+    return _Asked(question=number, text=attempt.texts[0].text, came=came)
 
 
 def _read_config(folder: Path, pool: PoolSpec) -> ConductorTraining:
