@@ -358,10 +358,10 @@ def test_substitution() -> None:
 
 
 def test_failing_at_once() -> None:
-    """Asked to fail, the run ends with the first lost step, and steps beside it are cancelled."""
+    """Asked to fail, the run ends with the first lost step, and steps beside it are dropped."""
     config = ConductorConfig(worker=CONDUCTOR, on_error="fail")
     waiting = Waiting()
-    text = write((0, "x", []), (1, "y", []), (2, "z", [0, 1]))
+    text = write((1, "x", []), (0, "y", []), (2, "z", [0, 1]))
     with pytest.raises(WorkerError, match="'a': 500"):
         run_ultra({CONDUCTOR: script(text), "a": Failing(DOWN), "b": waiting, "c": script()}, config=config)
     assert waiting.cancelled.is_set()

@@ -139,13 +139,14 @@ def test_loss_takes_its_readers_with_it() -> None:
 
 
 def test_loss_ends_the_plan() -> None:
-    """Else the first loss ends the run with its error, and the calls beside it are cancelled."""
+    """Else the first loss ends the run with its error, and the calls beside it are dropped: no client gave them up."""
     waiting, record = Waiting(), Record()
-    steps = (step(0, "down"), step(1, "waits"), step(2, "w", 0, 1))
+    steps = (step(0, "waits"), step(1, "down"), step(2, "w", 0, 1))
     with pytest.raises(WorkerError, match="500"):
         execute({"w": Echo(), "down": Failing(DOWN), "waits": waiting}, plan(*steps), answer=2, recorder=record)
     assert waiting.cancelled.is_set()
-    assert [event.code for event in record.events if isinstance(event, Failed)] == ["server_error", "cancelled"]
+    failed = [event for event in record.events if isinstance(event, Failed)]
+    assert [(event.code, event.fault) for event in failed] == [("server_error", "worker"), ("dropped", "policy")]
 
 
 def test_optional_steps_may_be_lost() -> None:
@@ -206,7 +207,7 @@ def test_budget_ends_between_steps() -> None:
 
 
 def test_time_is_up_for_all() -> None:
-    """When the run's time is up all its calls are cancelled."""
+    """When the run's time is up all its calls are dropped: no client gave them up."""
     one, other = Waiting(), Waiting()
     steps = (step(0), step(1, "one"), step(2, "other"), step(3, "w", 1, 2))
     run = execute({"w": Echo(), "one": one, "other": other}, plan(*steps), answer=3, budget=Budget(seconds=0.03))
@@ -214,6 +215,9 @@ def test_time_is_up_for_all() -> None:
     assert other.cancelled.is_set()
     assert run.stopped is not None
     assert run.stopped.by == "budget:seconds"
+    failed = [event for event in run.events if isinstance(event, Failed)]
+    assert [(event.code, event.fault) for event in failed] == [("dropped", "policy")] * 2
+    assert all("the run's time is up" in event.message for event in failed)
 
 
 def test_leaving_cancels_every_call() -> None:

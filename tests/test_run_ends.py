@@ -88,7 +88,7 @@ def test_answer_within_budget() -> None:
 
 
 def test_budget_of_seconds() -> None:
-    """When time is up the call in flight is cancelled, its cost is unknown, and there is no answer, and no error."""
+    """When time is up the call in flight is dropped, its cost is unknown, and there is no answer, and no error."""
 
     async def main() -> tuple[Run, Waiting]:
         waiting = Waiting()
@@ -98,6 +98,8 @@ def test_budget_of_seconds() -> None:
     assert waiting.cancelled.is_set()
     assert (last(run.events).by, run.answer, last(run.events).cost_usd) == ("budget:seconds", None, None)
     assert kinds(run.events) == ["accepted", "planned", "called", "failed", "stopped"]
+    (failed,) = [event for event in run.events if isinstance(event, Failed)]
+    assert (failed.code, failed.fault, failed.cost_usd) == ("dropped", "policy", None)
 
 
 def test_seconds_end_with_the_best_reply() -> None:

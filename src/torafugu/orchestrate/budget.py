@@ -62,6 +62,8 @@ class RunBudget:
         self.tokens = 0
         """Spent; what is unknown counts as its worst case, or as nothing where no limit asked for that."""
         self.usd = _ZERO
+        self.deadline: asyncio.Timeout | None = None
+        """Of the run, while it runs: the loop's."""
         self._held_tokens = 0
         self._held_usd = _ZERO
         self._queue: deque[_Waiting] = deque() if shared is None else shared._queue  # one for all that share
@@ -69,6 +71,10 @@ class RunBudget:
     @property
     def is_bounded(self) -> bool:
         return any(account.limits.tokens is not None or account.limits.usd is not None for account in self._accounts())
+
+    @property
+    def is_out_of_time(self) -> bool:
+        return self.deadline is not None and self.deadline.expired()
 
     @property
     def held(self) -> Spend:

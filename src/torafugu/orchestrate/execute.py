@@ -114,7 +114,7 @@ class _Execution:
             self._settled.add(step.id)
             change, self._change = self._change, asyncio.Event()
             change.set()
-            self._drop_rest()
+            self._drop_beyond_quorum()
 
     async def call(self, step: Step) -> None:
         run = self._run
@@ -142,6 +142,7 @@ class _Execution:
         if step.is_optional or self.ended is not None:
             return
         if self._plan.on_error == "fail" or self._run.has_streamed:  # another answer must not follow what has left
+            self._drop_rest()
             raise cause or error
 
     # --- what a step waits for ---
@@ -157,14 +158,17 @@ class _Execution:
             missing = [id for id in missing if id not in may_miss]
         return missing[0] if missing else None
 
-    def _drop_rest(self) -> None:
+    def _drop_beyond_quorum(self) -> None:
         """Cancels what is still running once as many steps have replied as the plan needs."""
         quorum = self._plan.quorum
         if quorum is None or sum(step.id in self._run.replies for step in self._plan.steps) < quorum or self._is_over:
             return
         self._is_over = True
+        self._drop_rest()
+
+    def _drop_rest(self) -> None:
         for id, task in self._tasks.items():
-            if id not in self._settled:
+            if id not in self._settled and task is not asyncio.current_task():
                 task.cancel(DROPPED)
 
     def _skip(self, step: Step, missing: int) -> None:

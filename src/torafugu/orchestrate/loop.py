@@ -84,6 +84,7 @@ async def orchestrate(
     try:
         try:
             async with asyncio.timeout(budget.seconds) as deadline:
+                account.deadline = deadline
                 stopped_by = await _decide_and_execute(
                     run, policy, pool, on_delta=_mark_streamed(run, on_delta), only_plans=only_plans
                 )

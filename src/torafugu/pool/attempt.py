@@ -111,15 +111,27 @@ def unsent(step: int, worker: str, *, code: str, message: str) -> Failed:
 
 
 def interrupted(
-    step: int, attempt: int, worker: str, by: BaseException, over_time: WorkerError | None, *, latency_ms: float
+    step: int,
+    attempt: int,
+    worker: str,
+    by: BaseException,
+    over_time: WorkerError | None,
+    *,
+    is_out_of_time: bool,
+    latency_ms: float,
 ) -> Failed:
-    """Who ended an attempt that did not end by itself. What it cost is unknown."""
+    """Who ended an attempt that did not end by itself. What it cost is unknown.
+
+    `over_time`: the worker took longer than it may. `is_out_of_time`: the run did.
+    """
     is_cancelled = isinstance(by, asyncio.CancelledError)
     code: str
     if is_cancelled and over_time is not None:
         fault, code, message = "worker", over_time.code, over_time.message
     elif is_cancelled and by.args == (DROPPED,):
         fault, code, message = "policy", "dropped", f"the call of worker {worker!r} was dropped: {DROPPED}"
+    elif is_cancelled and is_out_of_time:
+        fault, code, message = "policy", "dropped", f"the call of worker {worker!r} was dropped: the run's time is up"
     elif is_cancelled:
         fault, code, message = "client", "cancelled", f"the call of worker {worker!r} was cancelled"
     else:

@@ -298,7 +298,17 @@ class Pool:
             worker.breaker.let_go()
             over_time = call.over_time(worker) if call.is_over_time else None
             latency_ms = (self._clock() - began) * 1e3
-            call.record(attempts.interrupted(call.step, attempt, worker.id, other, over_time, latency_ms=latency_ms))
+            call.record(
+                attempts.interrupted(
+                    call.step,
+                    attempt,
+                    worker.id,
+                    other,
+                    over_time,
+                    is_out_of_time=call.purse is not None and call.purse.is_out_of_time,
+                    latency_ms=latency_ms,
+                )
+            )
             raise
         if error is not None:
             now = self._clock()

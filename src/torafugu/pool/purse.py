@@ -36,7 +36,8 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 DROPPED = "nobody waits for this reply any more"
-"""With this message a step's task is cancelled when the plan needs its reply no longer; else the client left."""
+"""With this message a step's task is cancelled when the plan needs its reply no longer; else time is up, or the client
+left."""
 IMPOSED_OUTPUT_TOKENS = 16_384
 """Of a call that nobody limits, while a budget has to be kept: it needs a bound. Long, for an answer."""
 PER_MESSAGE_TOKENS = 16
@@ -86,6 +87,11 @@ class Purse(Protocol):
     @property
     def is_bounded(self) -> bool:
         """Tokens or USD are limited, so that a call's worst case has to be known."""
+        ...
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Time is limited too, and has run out: that is why calls in flight are cancelled."""
         ...
 
     async def reserve(self, worst: Spend) -> Hold:
