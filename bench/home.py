@@ -3,7 +3,8 @@
     python -m bench.home --seeds 3
 
 For each seed: generated tasks are profiled (train and validation), both policies are trained on the profile, and fresh
-test tasks are run through the loop that serves, with the real home workers and graders. Prints JSON.
+test tasks are run through the loop that serves, with the real home workers and graders. Prints JSON: each seed, and all
+their tasks together.
 """
 
 from __future__ import annotations
@@ -51,14 +52,20 @@ def main() -> None:
     )
     parser.add_argument("--cache", type=Path, default=default_cache())
     args = parser.parse_args()
-    rows = [
-        asyncio.run(measure(seed, args.tasks, args.fresh, args.cache, is_unseen=args.unseen))
-        for seed in range(args.seeds)
-    ]
-    print(json.dumps({"command": sys.argv, "commit": find_commit(), "seeds": rows}, indent=1))
+    rows, parts = [], []
+    for seed in range(args.seeds):
+        row, scores = asyncio.run(measure(seed, args.tasks, args.fresh, args.cache, is_unseen=args.unseen))
+        rows.append(row)
+        parts.append(scores)
+    together = {name: np.concatenate([scores[name] for scores in parts]) for name in parts[0]}
+    result = {"command": sys.argv, "commit": find_commit(), "seeds": rows, "all": compare(together)}
+    print(json.dumps(result, indent=1))
 
 
-async def measure(seed: int, count: int, fresh: int, cache: Path, *, is_unseen: bool) -> dict[str, Any]:
+async def measure(
+    seed: int, count: int, fresh: int, cache: Path, *, is_unseen: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A seed's row, and (n,) the score of each policy on each task."""
     started = time.time()
     spec = read_pool(home_pool_path())
     families = sorted(HOME_FAMILIES)
@@ -87,22 +94,28 @@ async def measure(seed: int, count: int, fresh: int, cache: Path, *, is_unseen: 
             workers = {worker: await run_all(tests, Direct(worker), pool) for worker in models}
     encoder.close()
     scores = {name: np.array([e.score or 0.0 for e in episodes]) for name, episodes in played.items()}
-    alone = np.array([[e.score or 0.0 for e in episodes] for episodes in workers.values()])
+    scores["oracle"] = np.array([[e.score or 0.0 for e in episodes] for episodes in workers.values()]).max(0)
     row = {
         "seed": seed,
-        "n": len(tests),
         "unseen_families": sorted(held),
-        "accuracy": {name: float(s.mean()) for name, s in scores.items()} | {"oracle": float(alone.max(0).mean())},
+        **compare(scores),
         "best_single": policies["best_single"].id,
         "calls": {name: float(np.mean([e.calls for e in episodes])) for name, episodes in played.items()},
         "cost_usd": {name: float(sum(e.cost_usd or 0 for e in episodes)) for name, episodes in played.items()},
-        "fugu_over_best_single": gain(scores["fugu"], scores["best_single"]),
-        "trinity_over_best_single": gain(scores["fugu-trinity"], scores["best_single"]),
-        "trinity_over_fugu": gain(scores["fugu-trinity"], scores["fugu"]),
         "seconds": round(time.time() - started),
     }
     print(json.dumps(row), file=sys.stderr, flush=True)
-    return row
+    return row, scores
+
+
+def compare(scores: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "n": len(scores["fugu"]),
+        "accuracy": {name: float(s.mean()) for name, s in scores.items()},
+        "fugu_over_best_single": gain(scores["fugu"], scores["best_single"]),
+        "trinity_over_best_single": gain(scores["fugu-trinity"], scores["best_single"]),
+        "trinity_over_fugu": gain(scores["fugu-trinity"], scores["fugu"]),
+    }
 
 
 def train(folder: Path, seed: int, encoder: MiniLM, cache: Path) -> None:

@@ -1,8 +1,8 @@
-"""Starts of a tri-role head: a grid of ways to read, to ask and to stop, each judged by cross-fitted reward.
+"""Starts of a tri-role head: a grid of ways to read and to stop, each judged by cross-fitted reward.
 
-The best start is not taken: of a thousand that differ little, chance says which gains most. The hundred best vote on
-how questions are read and in which order workers are asked, and of those that share the majority's choice the mean is
-taken (heads are linear, so this is the mean of their weights). A start of one call stands for itself.
+The best start is not taken: of hundreds that differ little, chance says which gains most. The seventy best vote on how
+questions are read, and of those that share the majority's choice the mean is taken (heads are linear, so this is the
+mean of their weights). A start of one call stands for itself.
 """
 
 from __future__ import annotations
@@ -54,20 +54,17 @@ _FAMILIAR = (0.0, -0.15, -0.3)
 """What is added to the urge to stop on a question as familiar as can be. What is read there raises trust, and fewer are
 asked than on unknown questions, within the same limit of calls; less than 0 evens that out."""
 _CALLS = (2, 3, 5, 7)
-_ORDERS: Mapping[str, dict[str, float]] = {
-    "weight": {"weight": 1.0, "deviation": 2.0},
-    "score": {"weight": 0.0, "deviation": 10.0, "ability": 10.0},
-}
-"""Who is asked first: whose voice counts most, or who will probably be right. They differ where a worker often says
-that it does not know, and is right when it says more."""
+_BY_SCORE: Mapping[str, float] = {"weight": 0.0, "deviation": 10.0, "ability": 10.0}
+"""Who will probably be right is asked first. By the weight of their voices, on unknown families the wrong ones are
+(decision 0026)."""
 _DOUBT = 2.5
 """Standard errors that a start has to gain on known families: hundreds are tried, and with two one passes where nothing
 is to be gained (medicine), by chance and at twice the calls."""
-_DOUBT_UNSEEN = 1.0
-"""... on unknown families. They are few, so that the error is large whatever is gained: with as many as above, three of
-twenty draws of the second pool asked one worker, or nearly, and lost six points."""
-_VOTERS = 100
-"""A tenth of them: with 80 to 120 the same comes out, with 10 the noise of choosing is still there."""
+_DOUBT_UNSEEN = 0.5
+"""... on unknown families. They are few, so that the error is large whatever is gained: with as many as above three of
+twenty draws of one pool asked one worker, with one error one draw of another did, and each lost six points."""
+_VOTERS = 70
+"""A seventh of them; with 25 to 90 about the same comes out."""
 _TURNS_PER_CALL = 2
 """A call, and a turn that makes the best answer so far the current one."""
 _ROLES = ("worker", "verifier")
@@ -88,8 +85,7 @@ class Candidate:
             return "single"
         if self.rules.max_calls == 1:
             return f"{self.question_map.name}, one call"
-        order = "weight" if self.start.weight else "score"
-        trust = f"by {order}, trust {self.start.threshold:g} - {self.start.per_asked:g} asked/4"
+        trust = f"trust {self.start.threshold:g} - {self.start.per_asked:g} asked/4"
         if self.start.of_familiarity:
             trust += f" + {-self.start.of_familiarity:g} familiar"
         return f"{self.question_map.name}, {trust}, {self.rules.max_calls} calls"
@@ -118,8 +114,8 @@ def _rules(calls: int) -> Rules:
     return Rules(max_turns=_TURNS_PER_CALL * calls + 2, max_calls=calls, roles=_ROLES)
 
 
-def _to_start(threshold: float, easing: float, familiar: float, order: str) -> Start:
-    return Start(threshold=threshold + easing / 4, per_asked=easing, of_familiarity=familiar, **_ORDERS[order])
+def _to_start(threshold: float, easing: float, familiar: float) -> Start:
+    return Start(threshold=threshold + easing / 4, per_asked=easing, of_familiarity=familiar, **_BY_SCORE)
 
 
 SINGLE = Candidate(
@@ -131,15 +127,14 @@ SINGLE = Candidate(
 CANDIDATES: tuple[Candidate, ...] = (
     SINGLE,
     *(
-        Candidate(question_map=m, start=Start(threshold=-9, **_ORDERS["score"]), rules=_rules(1))
+        Candidate(question_map=m, start=Start(threshold=-9, **_BY_SCORE), rules=_rules(1))
         for m in _MAPS
         if m.features is not None
     ),
     *(
-        Candidate(question_map=m, start=_to_start(threshold, easing, familiar, order), rules=_rules(calls))
+        Candidate(question_map=m, start=_to_start(threshold, easing, familiar), rules=_rules(calls))
         for m in _MAPS
         for familiar in _FAMILIAR[: len(_FAMILIAR) if m.has_landmarks else 1]
-        for order in _ORDERS
         for calls in _CALLS
         for threshold in _THRESHOLDS
         for easing in _EASINGS
@@ -224,7 +219,7 @@ class Result:
 
 
 class Trials:
-    """Every reading fitted on all but one part of the questions, and every order of asking played on that part."""
+    """Every reading fitted on all but one part of the questions, and that part played to the end of every run."""
 
     def __init__(
         self,
