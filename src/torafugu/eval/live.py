@@ -20,6 +20,7 @@ import msgspec
 from ..episode import Episode, run_episode
 from ..errors import ConfigError
 from ..events import Event
+from ..files import drop_torn_line
 from ..grade.grader import Grader
 from ..grade.task import Task
 from ..orchestrate import Budget, Caller, Policy, Recorder, create_run_id
@@ -97,10 +98,7 @@ def open_live_log(path: Path, settings: Mapping[str, Json]) -> LiveLog:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     wanted = msgspec.json.decode(msgspec.json.encode(settings))
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    if lines and not lines[-1].endswith(b"\n"):  # whoever wrote it was killed; that episode is run again
-        path.write_bytes(b"".join(lines[:-1]))
-        del lines[-1]
+    lines = drop_torn_line(path)
     if lines:
         _check_settings(path, lines[0], wanted)
     rows = [_read_row(path, number, line) for number, line in enumerate(lines[1:], start=2)]

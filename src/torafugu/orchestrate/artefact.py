@@ -17,6 +17,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from ..errors import ModelError
+from ..files import write_whole
 from ..types import Json
 
 __all__ = [
@@ -131,13 +132,13 @@ def seal(raw: bytes, card: Card) -> tuple[Tensors, Card]:
 def save_artefact(folder: Path, raw: bytes, card: Card) -> None:
     """Write both files; the card goes last, so that a folder with a card is whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "head.safetensors", raw)
+    write_whole(folder / "head.safetensors", raw)
     write_card(folder, card)
 
 
 def write_card(folder: Path, card: Card) -> None:
     """The card alone: what is said of the weights has changed, not they."""
-    _replace(folder / "card.json", msgspec.json.format(msgspec.json.encode(card), indent=1) + b"\n")
+    write_whole(folder / "card.json", msgspec.json.format(msgspec.json.encode(card), indent=1) + b"\n")
 
 
 def read_card(folder: Path, *kinds: str) -> Card:
@@ -195,10 +196,3 @@ def check_pool(card: Card, pool: Mapping[str, str]) -> None:
                 f"head {card.short_hash}: worker {worker!r} was {known[worker]!r} in training and is {model!r} in the "
                 "pool: train the head anew, or declare the new model under an id of its own"
             )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Whole or not at all: a folder that is being saved anew must not lose what it held."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -27,9 +27,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, ModelError, StoreError
+from ..files import force_to_disk, write_whole
 from ..types import Json, Value
 
-__all__ = ["Checkpoints", "Resumed", "State", "write_whole"]
+__all__ = ["Checkpoints", "Resumed", "State"]
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class Checkpoints:
                 arrays_sha256=hashlib.sha256(packed).hexdigest(),
                 rngs={name: _describe_rng(name, rng) for name, rng in rngs.items()},
                 numpy=np.__version__,
-                metrics_bytes=None if self.metrics is None else _force_to_disk(self.metrics),
+                metrics_bytes=None if self.metrics is None else force_to_disk(self.metrics),
                 saved_at=time.time(),
             )
             # never a number that exists: its arrays would be replaced first, under the JSON of before
@@ -322,32 +323,4 @@ def _changes(before: Json, now: Json, where: str) -> Iterator[str]:
 def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         folder.mkdir(parents=True)
-        _force_to_disk(folder.parent)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Whole or not at all, and on the disk."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-    _force_to_disk(path.parent)
-
-
-def _force_to_disk(path: Path) -> int:
-    """A file or a folder. -> its length in bytes, 0 when there is none."""
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return 0
-    try:
-        os.fsync(file)
-        return os.fstat(file).st_size
-    finally:
-        os.close(file)
+        force_to_disk(folder.parent)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ import numpy as np
 from ..conductors import write_conductor_card
 from ..errors import ConfigError, ModelError
 from ..eval.report import Reporter
+from ..files import write_whole
 from ..grade.task import Task
 from ..pool.spec import PoolSpec
 from ..types import Json
@@ -505,9 +505,7 @@ def _cut_metrics(metrics: Path, done: int) -> None:
     """What was logged after the checkpoint is done again. Lines of before are kept as they are."""
     lines = metrics.read_text().splitlines(keepends=True) if done and metrics.exists() else []
     kept = "".join(line for line in lines if json.loads(line)["step"] <= done)
-    part = metrics.with_suffix(".part")
-    part.write_text(kept)
-    os.replace(part, metrics)
+    write_whole(metrics, kept.encode())
 
 
 def _complete_served(folder: Path, config: ConductorTraining, *, has_template: bool) -> None:

@@ -19,6 +19,7 @@ import msgspec
 
 from ..episode import Episode, run_episode
 from ..errors import ConfigError
+from ..files import drop_torn_line, write_whole
 from ..grade.exact import given_answer
 from ..grade.grader import Grader
 from ..grade.task import Task
@@ -94,11 +95,11 @@ def open_profile(
         )
     models = _join_models(folder / "models.json", spec, rates)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(path, questions)
-    _write(folder / "models.json", msgspec.json.format(msgspec.json.encode(models), indent=1) + b"\n")
+    write_whole(path, questions)
+    write_whole(folder / "models.json", msgspec.json.format(msgspec.json.encode(models), indent=1) + b"\n")
     for path in (folder / "outcomes.jsonl", folder / "answers.jsonl"):
         path.touch()
-        _drop_torn_line(path)
+        drop_torn_line(path)
     return {(row.qid, row.model, row.k) for row in _read_rows(folder / "outcomes.jsonl", Sample)}
 
 
@@ -280,18 +281,4 @@ def _write_texts(folder: Path) -> None:
         if row.k == 0:
             texts.setdefault(row.qid, {})[row.model] = row.text
     lines = (msgspec.json.encode({"qid": qid, "texts": by_worker}) for qid, by_worker in texts.items())
-    _write(folder / "texts.jsonl", b"".join(line + b"\n" for line in lines))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
-def _drop_torn_line(path: Path) -> None:
-    """A profile that was killed may have left half a row at the end; its job is asked again."""
-    raw = path.read_bytes()
-    if raw and not raw.endswith(b"\n"):
-        path.write_bytes(raw[: raw.rfind(b"\n") + 1])
+    write_whole(folder / "texts.jsonl", b"".join(line + b"\n" for line in lines))

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from ..conductors import complete_config, read_conductor_card, say_unknown
 from ..errors import ConfigError, ModelError
 from ..eval.report import Reporter
+from ..files import drop_torn_line, write_whole
 from ..grade.task import Task
 from ..local.llama import read_llama_config
 from ..local.llama_folder import ADAPTER_FILES, GRAPH, read_adapter, read_generation, read_safetensors
 from ..pool.spec import PoolSpec
 from ..types import sum_cost
-from .checkpoint import write_whole
 from .conductor_config import ConductorTraining
 from .conductor_model import read_tokeniser, render_bare
 from .conductor_player import Job, Player, PlayerSetup
@@ -87,9 +87,7 @@ class Ledger:
         self.asked: dict[int, _Asked] = {}
         self._run = _Run(run=run)
         self._is_begun = False
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith(b"\n"):  # the run was killed within it; a batch is asked again in part
-            del lines[-1]
+        lines = drop_torn_line(path)
         try:
             if lines and msgspec.json.decode(lines[0], type=_Run).run == run:
                 rows = [msgspec.json.decode(line, type=_Asked) for line in lines[1:]]

@@ -18,8 +18,8 @@ import msgspec
 import numpy as np
 
 from ..errors import ConfigError
+from ..files import write_whole
 from ..orchestrate.conductor import ConductorConfig
-from .checkpoint import write_whole
 from .conductor_config import WarmStartConfig
 from .conductor_model import ConductorModel, render_bare
 from .conductor_rollout import Question
