@@ -4,7 +4,7 @@
 
 For each seed: generated tasks are profiled (train and validation), both policies are trained on the profile, and fresh
 test tasks are run through the loop that serves, with the real home workers and graders. Prints JSON: each seed, and all
-their tasks together.
+their tasks together, one that several seeds drew counting once.
 """
 
 from __future__ import annotations
@@ -52,20 +52,23 @@ def main() -> None:
     )
     parser.add_argument("--cache", type=Path, default=default_cache())
     args = parser.parse_args()
-    rows, parts = [], []
+    rows, prompts, parts = [], [], []
     for seed in range(args.seeds):
-        row, scores = asyncio.run(measure(seed, args.tasks, args.fresh, args.cache, is_unseen=args.unseen))
+        row, asked, scores = asyncio.run(measure(seed, args.tasks, args.fresh, args.cache, is_unseen=args.unseen))
         rows.append(row)
+        prompts += asked
         parts.append(scores)
-    together = {name: np.concatenate([scores[name] for scores in parts]) for name in parts[0]}
+    _, of, count = np.unique(prompts, return_inverse=True, return_counts=True)
+    drawn = {name: np.concatenate([scores[name] for scores in parts]) for name in parts[0]}
+    together = {name: np.bincount(of, weights=scores) / count for name, scores in drawn.items()}
     result = {"command": sys.argv, "commit": find_commit(), "seeds": rows, "all": compare(together)}
     print(json.dumps(result, indent=1))
 
 
 async def measure(
     seed: int, count: int, fresh: int, cache: Path, *, is_unseen: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A seed's row, and (n,) the score of each policy on each task."""
+) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """A seed's row, and its test tasks: their prompts, and (n,) the score of each policy on them."""
     started = time.time()
     spec = read_pool(home_pool_path())
     families = sorted(HOME_FAMILIES)
@@ -105,7 +108,7 @@ async def measure(
         "seconds": round(time.time() - started),
     }
     print(json.dumps(row), file=sys.stderr, flush=True)
-    return row, scores
+    return row, [task.prompt for task in tests], scores
 
 
 def compare(scores: dict[str, Any]) -> dict[str, Any]:

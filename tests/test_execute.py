@@ -147,6 +147,22 @@ def test_loss_ends_the_plan() -> None:
     assert waiting.cancelled.is_set()
     failed = [event for event in record.events if isinstance(event, Failed)]
     assert [(event.code, event.fault) for event in failed] == [("server_error", "worker"), ("dropped", "policy")]
+    assert failed[1].message.endswith("was dropped: a step beside it was lost")
+
+
+def test_a_fault_of_ours_ends_the_plan() -> None:
+    """Calls beside a step that our own code failed at are dropped too, and that step's fault is ours."""
+
+    class Broken(Failing):
+        async def complete(self, query: Query, on_delta: OnDelta | None) -> Completion:
+            raise ZeroDivisionError
+
+    waiting, record = Waiting(), Record()
+    steps = (step(0, "waits"), step(1, "broken"), step(2, "w", 0, 1))
+    with pytest.raises(ZeroDivisionError):
+        execute({"w": Echo(), "broken": Broken("hang"), "waits": waiting}, plan(*steps), answer=2, recorder=record)
+    failed = [event for event in record.events if isinstance(event, Failed)]
+    assert [(event.code, event.fault) for event in failed] == [("internal_error", "us"), ("dropped", "policy")]
 
 
 def test_optional_steps_may_be_lost() -> None:

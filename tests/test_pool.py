@@ -1297,7 +1297,7 @@ class Till:
     def __init__(self, *, calls: int = 99, is_bounded: bool = True) -> None:
         self.calls = calls
         self.is_bounded = is_bounded
-        self.is_out_of_time = False
+        self.closed: str | None = None
         self.bench: Bench | None = None
         self.asked: list[Spend] = []
         self.paid: list[Spend] = []

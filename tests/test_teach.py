@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,37 +166,80 @@ def cut(fugu: Fugu, monkeypatch: pytest.MonkeyPatch) -> Said:
 def test_an_interrupted_run_goes_on(cut: Said, fugu: Fugu) -> None:
     """What was asked is not asked again, but for half a line; the file is that of a run that was never interrupted."""
     assert cut.status == 130
-    assert "d.jsonl.asked: 20 of 30 questions were asked: the same command goes on" in cut.err
+    assert "d.jsonl.asked: 20 of 30 questions are done: the same command goes on" in cut.err
     assert not Path("d.jsonl").exists()
     kept = Path("d.jsonl.asked").read_bytes()
     Path("d.jsonl.asked").write_bytes(kept[:-7])
     said = fugu(f"{TEACH} --n 30")
     assert said.status == 0, said.err
-    assert "d.jsonl.asked: 19 of 30 questions were asked already" in said.err
+    assert "d.jsonl.asked: 19 of 30 questions are done" in said.err
     assert "demonstrations: 11 done" in said.err
     assert not Path("d.jsonl.asked").exists()
     assert fugu("train demonstrations --tasks own.jsonl --n 30 --out whole.jsonl").status == 0
     assert Path("d.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
 
 
+def test_who_could_not_be_scored_is_asked_again(fugu: Fugu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a provider let down stays to be asked, though the rest is written; in the end the file is the same."""
+    play = Teacher.play
+
+    def without_credit(self: Teacher, questions: Any) -> Any:
+        lost = {"score": None, "fault": "worker", "code": "unavailable"}
+        played = play(self, questions)
+        return [*played[:25], *(replace(a, episode=msgspec.structs.replace(a.episode, **lost)) for a in played[25:])]
+
+    with monkeypatch.context() as outage:
+        outage.setattr(Teacher, "play", without_credit)
+        said = fugu(f"{TEACH} --n 30")
+    assert said.status == 0, said.err
+    assert "not scored: worker:unavailable (5 times)" in said.err
+    assert "d.jsonl.asked: 25 of 30 questions are done: the same command with --force asks the rest again" in said.err
+    said = fugu(f"{TEACH} --n 30 --force")
+    assert (said.status, "demonstrations: 5 done" in said.err) == (0, True), said.err
+    assert not Path("d.jsonl.asked").exists()
+    assert fugu("train demonstrations --tasks own.jsonl --n 30 --out whole.jsonl").status == 0
+    assert Path("d.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize(
-    ("spoil", "line", "told"),
+    ("spoil", "told"),
     [
-        (lambda raw: raw, "--seed 1", "of a run with another teacher, pool, tasks or options"),
-        (lambda raw: raw, "--pool-sizes 3", "of a run with another teacher, pool, tasks or options"),
-        (lambda raw: raw.replace(b'"question"', b'"questions"', 1), "", "damaged: Object"),
+        (lambda raw: b"my notes", "of a run with another teacher"),
+        (lambda raw: b"my notes\nand more", "damaged: "),
+        (lambda raw: raw.replace(b'"question"', b'"questions"', 1), "damaged: Object"),
+        (lambda raw: raw.replace(b'"question":3', b'"question":30', 1), "damaged: there are 30 questions"),
+        (lambda raw: raw.replace(b"right", b"r\xffght", 1), "damaged: "),
     ],
 )
-def test_another_run_is_not_mixed_in(spoil: Any, line: str, told: str, cut: Said, fugu: Fugu) -> None:
-    """Rows of a run with other options, and damaged ones, are refused, and stay; `--force` begins anew."""
+def test_what_is_no_ledger_stays(spoil: Any, told: str, cut: Said, fugu: Fugu) -> None:
+    """A damaged file, and one that is not ours, are refused and left as they are."""
     path = Path("d.jsonl.asked")
     path.write_bytes(before := spoil(path.read_bytes()))
-    said = fugu(f"{TEACH} --n 30 {line}")
-    assert (said.status, told in said.err, "--force begins anew" in said.err) == (2, True, True)
+    said = fugu(f"{TEACH} --n 30 --force")
+    assert (said.status, told in said.err, "remove the file to begin anew" in said.err) == (2, True, True)
     assert path.read_bytes() == before
-    said = fugu(f"{TEACH} --n 30 {line} --force")
+
+
+@pytest.mark.parametrize("other", ["--seed 1", "--pool-sizes 3", "--pool pool.toml", "--teacher wild"])
+def test_another_run_is_not_mixed_in(other: str, cut: Said, fugu: Fugu) -> None:
+    """Rows that come of other questions, another pool or another teacher are refused, and stay."""
+    write_teacher(Path("wild"))
+    Path("pool.toml").write_text(swap_facts(SILENT))
+    before = Path("d.jsonl.asked").read_bytes()
+    said = fugu(f"{TEACH} --n 30 {other} --force")
+    assert (said.status, "of a run with another teacher, pool, tasks or options" in said.err) == (2, True), said.err
+    assert Path("d.jsonl.asked").read_bytes() == before
+
+
+def test_the_same_teacher_elsewhere(cut: Said, fugu: Fugu) -> None:
+    """Another path to the same folder, and other limits for the workers, are the same run."""
+    shutil.copytree(find_folder(HOME_CONDUCTOR, Path()), "copied")
+    Path("pool.toml").write_text(
+        home_pool_path().read_text().replace("[[worker]]", "[[worker]]\ntimeouts = { total_s = 99 }", 1)
+    )
+    said = fugu(f"{TEACH} --n 30 --teacher copied --pool pool.toml")
     assert said.status == 0, said.err
-    assert "demonstrations: 30 done" in said.err
+    assert "demonstrations: 10 done" in said.err
 
 
 def test_by_default_and_without_torch(tmp_path: Path) -> None:
@@ -330,7 +374,7 @@ def test_a_teacher_writes_what_it_would_serve(kind: str, tmp_path: Path) -> None
     folder = find_folder(HOME_CONDUCTOR, Path()) if kind == "shipped" else write_adapted(tmp_path)
     teacher = Teacher(folder, POOL)
     questions = draw_questions(TASKS, POOL, n=4, sizes=None, rng=np.random.default_rng(0))
-    played = [attempt.texts[0].text for attempt in teacher.play(questions)]
+    played = [attempt.texts[0].text for attempt in teacher.play(dict(enumerate(questions)))]
     assert played == asyncio.run(serve(folder, questions, teacher.config.conductor))
     assert len(set(played)) == 4
 

@@ -12,7 +12,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """Whole or not at all, and on the disk. One writer at a time.
 
     Raises:
-        OSError: it could not be written; what was there is there still.
+        OSError: it could not be written, and what was there is there still; or nobody knows if it is on the disk yet.
     """
     part = path.with_name(f"{path.name}.part")
     try:
@@ -21,7 +21,7 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError:
+    except BaseException:
         part.unlink(missing_ok=True)
         raise
     force_to_disk(path.parent)

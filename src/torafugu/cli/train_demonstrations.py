@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ from .installation import Installation
 from .train_conductor import estimate_episodes
 
 if TYPE_CHECKING:
-    from ..train.teach import Taught
+    from ..train.conductor_rollout import Question
+    from ..train.teach import Ledger, Taught
 
 __all__ = ["add_options"]
 
@@ -61,15 +63,16 @@ def _command(args: argparse.Namespace) -> int:
     questions = draw_questions(tasks, spec, n=args.n, sizes=args.pool_sizes, rng=rng)
     teacher.check_room(questions)
     run = teacher.identify(questions, seed=args.seed)
-    ledger = Ledger(args.out.with_name(f"{args.out.name}.asked"), run=run, force=args.force)
-    if ledger.asked:
-        err.print(f"{ledger.path}: {len(ledger.asked)} of {args.n} questions were asked already")
+    ledger = Ledger(args.out.with_name(f"{args.out.name}.asked"), run=run, questions=len(questions))
+    if ledger.rows:
+        err.print(_tell_done(ledger, questions))
     is_paid = any(worker.dialect in NETWORK_DIALECTS for worker in spec.worker)
-    if is_paid and len(ledger.asked) < args.n:
-        drawn = [question.task for number, question in enumerate(questions) if number not in ledger.asked]
-        estimate = estimate_episodes(len(drawn), drawn, spec, effort=teacher.config.effort)
+    waiting = [question.task for number, question in enumerate(questions) if number not in ledger.done]
+    if is_paid and waiting:
+        estimate = estimate_episodes(len(waiting), waiting, spec, effort=teacher.config.effort)
         err.print(
-            f"{len(drawn)} episodes: about {usd(estimate.typical)}, at most {usd(estimate.at_most)}; every call is real"
+            f"{len(waiting)} episodes: about {usd(estimate.typical)}, at most {usd(estimate.at_most)}; "
+            "every call is real"
         )
         if not args.yes and not wants_to_go_on():
             err.print("nothing was asked")
@@ -77,20 +80,30 @@ def _command(args: argparse.Namespace) -> int:
     try:
         with Stages() as stages:
             taught = teach(teacher, questions, rng, ledger, stages)
-    except (FuguError, KeyboardInterrupt):
-        err.print(f"{ledger.path}: {len(ledger.asked)} of {args.n} questions were asked: the same command goes on")
+    except (FuguError, OSError, KeyboardInterrupt):
+        if ledger.rows:
+            err.print(f"{_tell_done(ledger, questions)}: the same command goes on")
         raise
-    if is_paid:
-        err.print(f"cost {usd(taught.cost_usd)}")
+    finally:
+        if is_paid and ledger.rows:
+            err.print(f"cost {usd(ledger.cost_usd)}")
     _tell_lost(taught)
-    if not taught.pairs:
+    if taught.pairs:
+        write_pairs(args.out, taught.pairs)
+    if taught.unscored:
+        force = " with --force" if taught.pairs else ""
+        err.print(f"{_tell_done(ledger, questions)}: the same command{force} asks the rest again")
+    else:
         ledger.remove()
+    if not taught.pairs:
         err.print(f"{args.out}: not written: none of {args.n} workflows led to a right answer")
         return 1
-    write_pairs(args.out, taught.pairs)
-    ledger.remove()
     out.print(f"{args.out}: {len(taught.pairs)} demonstrations, of {args.n} questions")
     return 0
+
+
+def _tell_done(ledger: Ledger, questions: Sequence[Question]) -> str:
+    return f"{ledger.path}: {len(ledger.done)} of {len(questions)} questions are done"
 
 
 def _check_file(path: Path, *, force: bool) -> None:

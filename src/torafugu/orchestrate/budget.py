@@ -64,6 +64,7 @@ class RunBudget:
         self.usd = _ZERO
         self.deadline: asyncio.Timeout | None = None
         """Of the run, while it runs: the loop's."""
+        self._closed: str | None = None
         self._held_tokens = 0
         self._held_usd = _ZERO
         self._queue: deque[_Waiting] = deque() if shared is None else shared._queue  # one for all that share
@@ -73,8 +74,15 @@ class RunBudget:
         return any(account.limits.tokens is not None or account.limits.usd is not None for account in self._accounts())
 
     @property
-    def is_out_of_time(self) -> bool:
-        return self.deadline is not None and self.deadline.expired()
+    def closed(self) -> str | None:
+        """As `pool.purse.Purse.closed`."""
+        if self.deadline is not None and self.deadline.expired():
+            return "the run's time is up"
+        return self._closed
+
+    def close(self, why: str) -> None:
+        """The run ends, for this reason unless there was one before."""
+        self._closed = self.closed or why
 
     @property
     def held(self) -> Spend:

@@ -110,11 +110,14 @@ class _Execution:
                     await self.call(step)
             else:
                 self._skip(step, missing)
+        except Exception:  # whatever it was, it ends the run, and the group cancels the steps beside it
+            self._run.budget.close("a step beside it was lost")
+            raise
         finally:
             self._settled.add(step.id)
             change, self._change = self._change, asyncio.Event()
             change.set()
-            self._drop_beyond_quorum()
+            self._drop_rest()
 
     async def call(self, step: Step) -> None:
         run = self._run
@@ -142,7 +145,6 @@ class _Execution:
         if step.is_optional or self.ended is not None:
             return
         if self._plan.on_error == "fail" or self._run.has_streamed:  # another answer must not follow what has left
-            self._drop_rest()
             raise cause or error
 
     # --- what a step waits for ---
@@ -158,17 +160,14 @@ class _Execution:
             missing = [id for id in missing if id not in may_miss]
         return missing[0] if missing else None
 
-    def _drop_beyond_quorum(self) -> None:
+    def _drop_rest(self) -> None:
         """Cancels what is still running once as many steps have replied as the plan needs."""
         quorum = self._plan.quorum
         if quorum is None or sum(step.id in self._run.replies for step in self._plan.steps) < quorum or self._is_over:
             return
         self._is_over = True
-        self._drop_rest()
-
-    def _drop_rest(self) -> None:
         for id, task in self._tasks.items():
-            if id not in self._settled and task is not asyncio.current_task():
+            if id not in self._settled:
                 task.cancel(DROPPED)
 
     def _skip(self, step: Step, missing: int) -> None:

@@ -117,21 +117,19 @@ def interrupted(
     by: BaseException,
     over_time: WorkerError | None,
     *,
-    is_out_of_time: bool,
+    closed: str | None,
     latency_ms: float,
 ) -> Failed:
     """Who ended an attempt that did not end by itself. What it cost is unknown.
 
-    `over_time`: the worker took longer than it may. `is_out_of_time`: the run did.
+    `over_time`: the worker took longer than it may. `closed`: why nobody waited for it any more, as the purse says.
     """
     is_cancelled = isinstance(by, asyncio.CancelledError)
     code: str
     if is_cancelled and over_time is not None:
         fault, code, message = "worker", over_time.code, over_time.message
-    elif is_cancelled and by.args == (DROPPED,):
-        fault, code, message = "policy", "dropped", f"the call of worker {worker!r} was dropped: {DROPPED}"
-    elif is_cancelled and is_out_of_time:
-        fault, code, message = "policy", "dropped", f"the call of worker {worker!r} was dropped: the run's time is up"
+    elif is_cancelled and (why := DROPPED if by.args == (DROPPED,) else closed) is not None:
+        fault, code, message = "policy", "dropped", f"the call of worker {worker!r} was dropped: {why}"
     elif is_cancelled:
         fault, code, message = "client", "cancelled", f"the call of worker {worker!r} was cancelled"
     else:

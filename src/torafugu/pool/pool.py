@@ -305,7 +305,7 @@ class Pool:
                     worker.id,
                     other,
                     over_time,
-                    is_out_of_time=call.purse is not None and call.purse.is_out_of_time,
+                    closed=None if call.purse is None else call.purse.closed,
                     latency_ms=latency_ms,
                 )
             )

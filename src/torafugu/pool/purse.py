@@ -36,8 +36,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 DROPPED = "nobody waits for this reply any more"
-"""With this message a step's task is cancelled when the plan needs its reply no longer; else time is up, or the client
-left."""
+"""With this message a step's task is cancelled when the plan needs its reply no longer."""
 IMPOSED_OUTPUT_TOKENS = 16_384
 """Of a call that nobody limits, while a budget has to be kept: it needs a bound. Long, for an answer."""
 PER_MESSAGE_TOKENS = 16
@@ -90,8 +89,8 @@ class Purse(Protocol):
         ...
 
     @property
-    def is_out_of_time(self) -> bool:
-        """Time is limited too, and has run out: that is why calls in flight are cancelled."""
+    def closed(self) -> str | None:
+        """Why nobody waits any more for calls in flight, which are cancelled therefore. None: somebody does."""
         ...
 
     async def reserve(self, worst: Spend) -> Hold:

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import __version__
 from ..conductors import complete_config, read_conductor_card, say_unknown
 from ..errors import ConfigError, ModelError
 from ..eval.report import Reporter
@@ -28,7 +29,7 @@ from ..files import drop_torn_line, write_whole
 from ..grade.task import Task
 from ..local.llama import read_llama_config
 from ..local.llama_folder import ADAPTER_FILES, GRAPH, read_adapter, read_generation, read_safetensors
-from ..pool.spec import PoolSpec
+from ..pool.spec import Limits, PoolSpec, Tags, Timeouts
 from ..types import sum_cost
 from .conductor_config import ConductorTraining
 from .conductor_model import read_tokeniser, render_bare
@@ -38,7 +39,7 @@ from .demonstrations import render_question, show_plainly
 from .questions import QuestionSource
 from .warm_start import Pair
 
-__all__ = ["Ledger", "Taught", "Teacher", "draw_questions", "teach"]
+__all__ = ["Asked", "Ledger", "Taught", "Teacher", "draw_questions", "teach"]
 
 _BATCH = 96
 """Questions that are played at once."""
@@ -57,15 +58,22 @@ class Taught:
     unscored: Mapping[str, int]
     """Times that somebody else failed, by `fault:code`."""
     cost_usd: Decimal | None
-    """Of what was asked now, not in a run before. None: that of a call is unknown."""
+    """Of all that was asked, before an interruption too. None: that of a call is unknown."""
 
 
-class _Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What came of a question. There is none for one that somebody else failed: it is asked again."""
+class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What came of a question."""
 
     question: int
-    text: str
-    came: Literal["right", "wrong", "invalid"]
+    """Its number."""
+    came: Literal["right", "wrong", "invalid", "unscored"]
+    """`unscored`: somebody else failed, so that it is asked again."""
+    text: str | None
+    """The workflow; None unless it was right."""
+    failure: str | None
+    """`fault:code`; None unless it is unscored."""
+    cost_usd: Decimal | None
+    """None: unknown."""
 
 
 class _Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,50 +83,59 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Ledger:
-    """What came of the questions so far, a line each in a file that is there until all were asked."""
+    """What came of the questions so far, a line each in a file that is there until all are scored. One run at a time
+    writes it.
+    """
 
-    def __init__(self, path: Path, *, run: str, force: bool = False) -> None:
-        """`run`: what tells this run from others, as `Teacher.identify` says it. `force`: forget another run's.
+    def __init__(self, path: Path, *, run: str, questions: int) -> None:
+        """`run`: what tells this run from others, as `Teacher.identify` says it.
 
         Raises:
-            ConfigError: the file is another run's, or damaged.
+            ConfigError: the file is another run's, or damaged, or no ledger.
         """
         self.path = path
-        self.asked: dict[int, _Asked] = {}
-        self._run = _Run(run=run)
-        self._is_begun = False
-        lines = drop_torn_line(path)
+        self.rows: list[Asked] = []
+        """As they came; a question that was asked again has several."""
+        self._run = run
+        if not path.exists():
+            return
         try:
-            if lines and msgspec.json.decode(lines[0], type=_Run).run == run:
-                rows = [msgspec.json.decode(line, type=_Asked) for line in lines[1:]]
-                self.asked = {row.question: row for row in rows}
-            elif lines and not force:
+            first, newline, _ = path.read_bytes().partition(b"\n")
+            if not newline or msgspec.json.decode(first, type=_Run).run != run:
                 raise ConfigError(
                     f"{path}: of a run with another teacher, pool, tasks or options: repeat that command to go on with "
-                    "it; --force begins anew"
+                    "it, or remove the file to begin anew"
                 )
-        except msgspec.MsgspecError as error:
-            if not force:
-                raise ConfigError(f"{path}: damaged: {error}: --force begins anew") from None
+            self.rows = [msgspec.json.decode(line, type=Asked) for line in drop_torn_line(path)[1:]]
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: damaged: {error}: remove the file to begin anew") from None
+        if any(not 0 <= row.question < questions for row in self.rows):
+            raise ConfigError(f"{path}: damaged: there are {questions} questions: remove the file to begin anew")
 
-    def add(self, rows: Sequence[_Asked]) -> None:
+    @property
+    def done(self) -> dict[int, Asked]:
+        """By question, of those that were scored."""
+        return {row.question: row for row in self.rows if row.came != "unscored"}
+
+    @property
+    def cost_usd(self) -> Decimal | None:
+        """Of all that was ever asked. None: that of a call is unknown."""
+        return sum_cost(row.cost_usd for row in self.rows)
+
+    def add(self, rows: Sequence[Asked]) -> None:
         """On the disk when this returns."""
-        self.asked |= {row.question: row for row in rows}
-        if not self._is_begun:  # nothing is written before there is something, nor over what is there
-            write_whole(self.path, _to_lines([self._run, *self.asked.values()]))
-            self._is_begun = True
-            return
-        with self.path.open("ab") as file:
-            file.write(_to_lines(rows))
-            file.flush()
-            os.fsync(file.fileno())
+        lines = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
+        if self.path.exists():
+            with self.path.open("ab") as file:
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+        else:
+            write_whole(self.path, msgspec.json.encode(_Run(run=self._run)) + b"\n" + lines)
+        self.rows += rows
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-
-
-def _to_lines(rows: Sequence[msgspec.Struct]) -> bytes:
-    return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
 
 
 def draw_questions(
@@ -160,17 +177,26 @@ class Teacher:
             config=self.config,
         )
         self._player = Player(setup)
-        self._digest = hashlib.sha256(setup.graph)
-        for name, values in sorted(self._weights.items()):
-            self._digest.update(name.encode() + np.ascontiguousarray(values).data)
-        self._digest.update(repr((self._lora_scale, setup.tokeniser, self.config)).encode() + msgspec.json.encode(pool))
+        self._pool = pool
+        self._folder = folder
+        self._end = end
 
     def identify(self, questions: Sequence[Question], *, seed: int) -> str:
-        """SHA-256 of all that the outcome depends on: the same for the same teacher, pool, questions and seed."""
-        digest = self._digest.copy()
-        for question in questions:
-            digest.update(msgspec.json.encode((question.task, question.workers)))
-        digest.update(str(seed).encode())
+        """SHA-256 of the teacher, what its workers are, the questions and the seed. Not of where the teacher's folder
+        is, nor of limits, timeouts and prices of workers, nor of files that workers of the pool are read from.
+        """
+        digest = hashlib.sha256((self._folder / GRAPH).read_bytes())
+        for name, values in sorted(self._weights.items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(values).data)
+        digest.update(self._tokeniser.to_str().encode())
+        workers = [
+            replace(worker, limits=Limits(), timeouts=Timeouts(), prices=None, tags=Tags(), key_env=None)
+            for worker in self._pool.worker
+        ]
+        asked = [(question.task, question.workers) for question in questions]
+        way = (self._lora_scale, self._end, self.config.conductor, self.config.effort, __version__)
+        digest.update(msgspec.json.encode((way, workers, asked, seed)))
         return digest.hexdigest()
 
     def check_room(self, questions: Sequence[Question]) -> None:
@@ -194,9 +220,9 @@ class Teacher:
         """What it is asked, as text."""
         return render_bare(render_question(question, self.config.conductor, effort=self.config.effort))
 
-    def play(self, questions: Sequence[Question]) -> list[Attempt]:
-        """One attempt at each, at the same time, with the likeliest text."""
-        rollouts = tuple((question, (number,)) for number, question in enumerate(questions))
+    def play(self, questions: Mapping[int, Question]) -> list[Attempt]:
+        """One attempt at each, at the same time, with the likeliest text. Their numbers are the workers' seeds."""
+        rollouts = tuple((question, (number,)) for number, question in questions.items())
         job = Job(weights=self._weights, lora_scale=self._lora_scale, rollouts=rollouts, temperature=0.0)
         return self._player(job)
 
@@ -204,43 +230,52 @@ class Teacher:
 def teach(
     teacher: Teacher, questions: Sequence[Question], rng: np.random.Generator, ledger: Ledger, report: Reporter
 ) -> Taught:
-    """Asks the teacher each question that is not in the ledger, and keeps what came out right. `rng` draws which are
-    shown plainly.
+    """Asks the teacher each question that is not done, and keeps what came out right. `rng` draws which are shown
+    plainly.
 
     Raises:
         ModelError: the teacher can write nothing any more.
     """
-    waiting = [number for number in range(len(questions)) if number not in ledger.asked]
+    waiting = [number for number in range(len(questions)) if number not in ledger.done]
     failed: Counter[str] = Counter()
-    costs: list[Decimal | None] = []
     report.stage("demonstrations", len(waiting))
     for first in range(0, len(waiting), _BATCH):
-        numbers = waiting[first : first + _BATCH]
-        played = dict(zip(numbers, teacher.play([questions[number] for number in numbers]), strict=True))
-        ledger.add([_note(number, attempt) for number, attempt in played.items() if attempt.episode.score is not None])
-        episodes = [attempt.episode for attempt in played.values()]
-        failed.update(f"{episode.fault}:{episode.code}" for episode in episodes if episode.score is None)
-        costs += [episode.cost_usd for episode in episodes]
-        report.advance(len(numbers))
-    rows = [ledger.asked[number] for number in sorted(ledger.asked)]
-    came = Counter(row.came for row in rows)
+        batch = {number: questions[number] for number in waiting[first : first + _BATCH]}
+        rows = list(map(_note, batch, teacher.play(batch)))
+        ledger.add(rows)
+        failed.update(row.failure for row in rows if row.failure is not None)
+        report.advance(len(rows))
+    done = [row for _, row in sorted(ledger.done.items())]
+    came = Counter(row.came for row in done)
     return Taught(
         pairs=tuple(
             Pair(prompt=teacher.render(show_plainly(questions[row.question], rng)), reply=row.text)
-            for row in rows
-            if row.came == "right"
+            for row in done
+            if row.text is not None
         ),
         wrong=came["wrong"],
         invalid=came["invalid"],
         unscored=failed,
-        cost_usd=sum_cost(costs),
+        cost_usd=ledger.cost_usd,
     )
 
 
-def _note(number: int, attempt: Attempt) -> _Asked:
-    is_right = attempt.episode.score == 1
-    came: Literal["right", "wrong", "invalid"] = "right" if is_right else "wrong" if attempt.is_valid else "invalid"
-    return _Asked(question=number, text=attempt.texts[0].text, came=came)
+def _note(number: int, attempt: Attempt) -> Asked:
+    episode = attempt.episode
+    came: Literal["right", "wrong", "invalid", "unscored"]
+    if episode.score is None:
+        came = "unscored"
+    elif episode.score == 1:
+        came = "right"
+    else:
+        came = "wrong" if attempt.is_valid else "invalid"
+    return Asked(
+        question=number,
+        came=came,
+        text=attempt.texts[0].text if came == "right" else None,
+        failure=f"{episode.fault}:{episode.code}" if came == "unscored" else None,
+        cost_usd=episode.cost_usd,
+    )
 
 
 def _read_config(folder: Path, pool: PoolSpec) -> ConductorTraining:

@@ -32,9 +32,9 @@ _SHARP = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """A head that reads the evidence model: the best worker first, by its weight on this question; another while trust
-    is below `threshold` and calls are left; what is trusted most is the answer. The numbers are tuned, not given: by
-    held-out reward (`train/starts.py`), then by the trainers below.
+    """A head that reads the evidence model: workers are asked in an order of its own, another while trust is below
+    `threshold` and calls are left; what is trusted most is the answer. The numbers are tuned, not given: by held-out
+    reward (`train/starts.py`), then by the trainers below.
     """
 
     threshold: float = 0.8
