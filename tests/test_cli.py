@@ -264,7 +264,7 @@ def test_an_answer_without_tokens_cannot_be_asked_for(fugu: Fugu) -> None:
     """`ask --max-tokens 0` is wrong use: no worker is called to say nothing."""
     said = fugu("ask --model facts --max-tokens 0 hello", "--pool", HOME)
     assert said.status == 2
-    assert "--max-tokens: 0: expected at least 1" in said.err
+    assert "--max-tokens: 0: expected a whole number of at least 1" in said.err
 
 
 def test_nothing_asked_is_wrong_use(fugu: Fugu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,9 +392,10 @@ def test_profile_answers_own_tasks_and_says_how_it_went(fugu: Fugu, tmp_path: Pa
         ("--max-usd cheap", "'cheap' is not a number"),
         ("--max-usd nan", "expected more than 0"),
         ("--max-usd 0", "expected more than 0"),
-        ("--repeats 0", "0: expected at least 1"),
-        ("--n -3", "-3: expected at least 1"),
-        ("--n many", "invalid"),
+        ("--repeats 0", "0: expected a whole number of at least 1"),
+        ("--n -3", "-3: expected a whole number of at least 1"),
+        ("--n many", "many: expected a whole number of at least 1"),
+        ("--seed -1", "-1: expected a whole number of at least 0"),
         ("--tasks none.jsonl", "none.jsonl: cannot be read: No such file"),
         ("--pool none.toml", "none.toml: no such file"),
     ],

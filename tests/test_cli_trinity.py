@@ -126,11 +126,11 @@ def test_options_reach_the_training_and_nothing_gained_is_said(trained: Trained)
         ("--call-price 2", "2: expected 0 to 1, a share of a right answer"),
         ("--call-price=-0.1", "-0.1: expected 0 to 1"),
         ("--call-price nan", "nan: expected 0 to 1"),
-        ("--call-price cheap", "'cheap'"),
+        ("--call-price cheap", "cheap: expected 0 to 1"),
         ("--cost-price 1.5", "1.5: expected 0 to 1"),
         ("--mean-calls 0.5", "0.5: expected a number of at least 1"),
         ("--mean-calls nan", "nan: expected a number of at least 1"),
-        ("--mean-calls few", "'few'"),
+        ("--mean-calls few", "few: expected a number of at least 1"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(option: str, message: str, trained: Trained) -> None:
@@ -183,6 +183,19 @@ def test_a_coordinator_is_promoted_or_refused_as_any_head(trained: Trained) -> N
     assert (card.kind, card.gate["promoted"], card.gate["forced"]) == ("coordinator", True, False)
     assert card.gate["gain"]["low"] == low
     assert (trained.policy / "head.safetensors").read_bytes() == weights
+    assert trained.eval("--promote --report").status == 0
+    page = (trained.policy / "report.html").read_text()
+    assert "Beats the best single worker" in page
+    assert "Not promoted" not in page
+
+
+def test_a_grown_head_has_a_folder_of_its_own(trained: Trained) -> None:
+    """The head that is added to stays as it is: its own folder is refused, whatever the way to it."""
+    before = (trained.policy / "card.json").read_bytes()
+    Path("link").symlink_to(trained.policy)
+    said = fugu(f"train add --policy {trained.policy} --data {trained.data} --out link")
+    assert (said.status, "give the grown head a folder of its own" in said.err) == (2, True)
+    assert (trained.policy / "card.json").read_bytes() == before
 
 
 def test_a_coordinator_that_gains_nothing_is_refused_unless_forced(trained: Trained) -> None:

@@ -301,7 +301,7 @@ def test_with_nothing_to_gain_one_worker_is_right() -> None:
         "share/roles": {"thinker": 0.0, "worker": 1.0, "verifier": 0.0},
         "stop/accepted_at_once_share": 1.0,
     }
-    codes = {"worker_collapse", "low_entropy", "role_collapse", "verifier_always_accepts"}
+    codes = {"worker_collapse", "low_entropy", "role_collapse", "never_asks_twice"}
     assert {alarm.code for alarm in alarms({**HEALTHY, **one})} == codes
     assert alarms({**HEALTHY, **one, **NO_HEADROOM}) == []
     paid = {**one, "share/roles": {"thinker": 0.0, "worker": 0.5, "verifier": 0.5}}

@@ -348,6 +348,8 @@ def test_single_worker_that_was_not_asked(matrix: OutcomeMatrix) -> None:
     test = matrix.split("test")
     report = summarise(test, run(test, CHOICE), np.array([1, 2, 0]), [], seed=0)
     assert report["best_single"] == {"worker": "bee", "accuracy": 0.8, "asked_share": 0.8}
+    stood_in = np.where(np.isfinite(test.first[:, 1]), test.cost_usd[:, 1], test.cost_usd[:, 2])
+    assert report["best_single_cost_usd"] == pytest.approx(stood_in.sum())
 
 
 def test_unknown_costs(tmp_path: Path) -> None:

@@ -297,6 +297,14 @@ def test_same_text_twice(tmp_path: Path) -> None:
     assert ask(recorded, "ant", asking("same", task="2")).text == "b"
 
 
+def test_a_worker_whose_id_cannot_be_one_is_named_with_the_folder(tmp_path: Path) -> None:
+    """Such outcomes are refused with the folder, the file and what an id may hold."""
+    write_rows(tmp_path, "questions", [question("q1")])
+    write_rows(tmp_path, "outcomes", [outcome("q1", "ä/ö", 1)])
+    with pytest.raises(ConfigError, match=r"outcomes: id 'ä/ö': expected 1-100 letters"):
+        create_recorded_pool(read_recorded(tmp_path))
+
+
 def test_cost_of_a_replay(tmp_path: Path) -> None:
     """A replayed call costs what the tokens cost at the folder's prices; unknown tokens are an unknown cost."""
     folder = small(tmp_path)

@@ -363,6 +363,28 @@ def test_an_interrupted_training_leaves_no_head(tmp_path: Path) -> None:
         train(data, tmp_path / "policy", encoder=Dying())
     with pytest.raises(ModelError, match="no trained head here"):
         Head.load(tmp_path / "policy")
+    train(data, tmp_path / "policy")
+    files = ("metrics.jsonl", "run.json", "card.json", "head.safetensors")
+    before = [(tmp_path / "policy" / name).read_bytes() for name in files]
+    assert all(before)
+    with pytest.raises(Interrupted):  # training anew in that folder: what belongs to its head stays
+        train(data, tmp_path / "policy", encoder=Dying(), seed=7)
+    assert [(tmp_path / "policy" / name).read_bytes() for name in files] == before
+
+
+def test_who_answered_nothing_to_learn_from_is_left_out(tmp_path: Path) -> None:
+    """A worker with answers in the test split only is no member of the head, and that is said; so are few questions."""
+    data = write_world(tmp_path / "data", splits={"train": 12, "validation": 6, "test": 6})
+    outcomes = data / "outcomes.jsonl"
+    rows = outcomes.read_text().splitlines(keepends=True)
+    stranger = json.loads(rows[0])["model"]
+    outcomes.write_text("".join(row for row in rows if json.loads(row)["model"] != stranger or '"test-' in row))
+    trained, report = train(data, tmp_path / "policy")
+    assert stranger not in {worker.id for worker in trained.head.card.workers}
+    assert report.lines[:2] == [
+        f"left out: {stranger}: answered no question of the splits 'train' and 'validation'",
+        "18 questions of the splits 'train' and 'validation': better some hundred, or chance chooses",
+    ]
 
 
 def test_a_folder_that_cannot_be_written_is_found_out_before_the_work(tmp_path: Path) -> None:
@@ -376,6 +398,8 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_the_work(tmp_path: 
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(OSError, match="taken"):
         train(data, tmp_path / "taken" / "policy", encoder=Untouched())
+    with pytest.raises(ConfigError, match="taken: a file: expected a folder"):
+        train(data, tmp_path / "taken", encoder=Untouched())
 
 
 def test_subjects_of_the_made_up_worlds_can_be_told_apart() -> None:

@@ -190,6 +190,8 @@ def test_an_evaluation_of_other_weights_is_no_verdict(trained: Trained, tmp_path
     assert page.classes["verdict bad"] == [
         f"Not measured: eval.json is of {old}, and the weights in this folder are {'f' * 12}."
     ]
+    assert "Diagnostics of the evaluation" not in page.text
+    assert f"{trained.measured['accuracy']:.1%}" not in page.text
     seen = {**trained.measured, "split": "validation"}
     page = read_page(write_folder(tmp_path / "seen", card=trained.card, eval=seen))
     assert "Split validation is what heads are trained on" in page.text

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 
 from ..errors import ConfigError
 from ..types import Json
+from .arguments import at_least_one
 from .console import out
 from .managed import Block, Change, Members, Part, apply_changes, holds_ours, plan_put, plan_take
-from .train import at_least_one
 
 __all__ = ["CLIENTS", "Target", "add_parser"]
 

@@ -27,11 +27,12 @@ from ..pool.home import home_pool_path
 from ..pool.spec import read_pool
 from ..store import StoredRun, open_reader
 from ..types import Json, Reply
+from .arguments import at_least_one, seed_number
 from .console import err, out, percent, print_table
 from .evaluate import measure, print_report, promote
 from .runs import print_run
 from .setup import home_pool
-from .train import at_least_one, load_tasks, run_profile, train_selector_command
+from .train import load_tasks, run_profile, train_selector_command
 
 __all__ = ["add_parser"]
 
@@ -54,7 +55,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "measure the conductor that ships beside every worker and such a selector, and show one of its workflows.",
     )
     parser.add_argument("--n", type=at_least_one, default=900, help="how many tasks (default 900)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed_number, default=0)
     parser.add_argument("--out", type=Path, help="keep everything in this folder (default: a temporary one)")
     parser.set_defaults(run=_command)
 

@@ -18,6 +18,7 @@ from ..eval.states import default_cache
 from ..orchestrate.artefact import read_card, write_card
 from ..orchestrate.policies import KINDS
 from ..pool.recorded import read_recorded
+from .arguments import seed_number
 from .console import Stages, err, out, percent, print_table, usd
 from .evaluate_live import add_live_arguments, live_command, refuse_live_options
 
@@ -54,7 +55,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--report", action="store_true", help="keep the numbers in the policy's folder, and write its report.html anew"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap, and of generated tasks (default 0)")
+    parser.add_argument(
+        "--seed", type=seed_number, default=0, help="of the bootstrap, and of generated tasks (default 0)"
+    )
     parser.add_argument("--cache", type=Path, help="folder for hidden states (default ~/.cache/torafugu/states)")
     parser.add_argument(
         "--promote",
@@ -85,6 +88,7 @@ def _command(args: argparse.Namespace) -> int:
     print_report(report)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    status = promote(policy, report, force=args.force) if args.promote else 0  # first: the page says if it was
     if args.report:
         from ..eval.training_report import write_training_report
 
@@ -94,9 +98,7 @@ def _command(args: argparse.Namespace) -> int:
         from ..eval.plots import plot_report
 
         plot_report(report, args.plot)
-    if args.promote:
-        return promote(policy, report, force=args.force)
-    return 0
+    return status
 
 
 def measure(

@@ -39,11 +39,12 @@ from ..pool.prices import resolve_price
 from ..pool.recorded import read_recorded
 from ..pool.spec import NETWORK_DIALECTS
 from ..types import Json
+from .arguments import at_least_one, usd_limit
 from .console import Stages, err, usd
 from .evaluate_live_lineup import Lineup, Wanted, line_up
 from .evaluate_live_tables import print_live
 from .installation import Installation, Opened, open_installation, read_installation
-from .train import at_least_one, load_tasks, usd_limit, wants_to_go_on
+from .train import load_tasks, wants_to_go_on
 
 __all__ = ["add_live_arguments", "live_command", "refuse_live_options"]
 

@@ -11,11 +11,11 @@ import msgspec
 from ..errors import FuguError
 from ..pool.prices import resolve_price
 from ..types import Json, Message, Request, Sampling
+from .arguments import at_least_one
 from .console import err, out, usd
 from .graph import printable
 from .installation import Installation, open_installation
 from .serve import add_installation_arguments, installation_from, read_question, run_here
-from .train import at_least_one
 
 __all__ = ["add_parser"]
 

@@ -13,9 +13,9 @@ from ..errors import ConfigError, FuguError
 from ..orchestrate import Run, create_run_id, orchestrate
 from ..pool.backend import Delta, OnDelta
 from ..types import Message, Request, Sampling
+from .arguments import at_least_one
 from .console import err, usd
 from .installation import Installation, Opened, open_installation, read_installation
-from .train import at_least_one
 
 __all__ = ["add_installation_arguments", "add_parsers", "installation_from", "read_question", "run_here"]
 

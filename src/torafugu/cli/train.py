@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import sys
 from dataclasses import replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from ..grade.task import Task
 from ..pool import open_pool
 from ..pool.recorded import create_recorded_pool, read_recorded
 from ..pool.spec import NETWORK_DIALECTS, PoolSpec
+from .arguments import at_least_one, calls_limit, reward_price, seed_number, usd_limit
 from .console import Stages, err, out, percent, print_table, usd
 from .installation import Installation, local_makers
 from .train_conductor import add_options as add_conductor_options
@@ -27,12 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_parsers",
-    "at_least_one",
     "load_tasks",
     "run_profile",
     "train_selector_command",
     "train_trinity_command",
-    "usd_limit",
     "wants_to_go_on",
 ]
 
@@ -55,7 +54,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--n", type=at_least_one, help="how many tasks (default: 600 generated ones, all of a data set)"
     )
     profile.add_argument("--repeats", type=at_least_one, default=1, help="answers per worker and task (default 1)")
-    profile.add_argument("--seed", type=int, default=0, help="of the home tasks (default 0)")
+    profile.add_argument("--seed", type=seed_number, default=0, help="of the home tasks (default 0)")
     profile.add_argument("--out", type=Path, required=True, help="folder to write")
     profile.add_argument("--max-usd", type=usd_limit, help="begin no further call once this run has spent this")
     profile.add_argument("--yes", action="store_true", help="do not ask before calling workers that may cost money")
@@ -84,16 +83,16 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     trinity.add_argument(
         "--call-price",
-        type=_price,
+        type=reward_price,
         default=0.001,
         help="accuracy that a further call has to bring, 0.001 being 0.1 points (default 0.001; the paper's is 0)",
     )
     trinity.add_argument(
-        "--mean-calls", type=_mean_calls, default=3.1, help="calls per question, on average, at most (default 3.1)"
+        "--mean-calls", type=calls_limit, default=3.1, help="calls per question, on average, at most (default 3.1)"
     )
     trinity.add_argument(
         "--cost-price",
-        type=_price,
+        type=reward_price,
         default=0.0,
         help="accuracy that a call of the dearest worker's mean cost has to bring (default 0)",
     )
@@ -131,7 +130,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the recorded format")
     parser.add_argument("--dataset", action="append", default=[], help="use only this dataset of it (repeatable)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the head, its card and its metrics")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed_number, default=0)
     parser.add_argument("--cache", type=Path, help="folder for hidden states (default ~/.cache/torafugu/states)")
 
 
@@ -326,10 +325,16 @@ def _train_add_command(args: argparse.Namespace) -> int:
     from ..eval.matrix import build_matrix
     from ..eval.states import default_cache, encode_questions
     from ..local import MiniLM
+    from ..orchestrate.artefact import read_card
     from ..orchestrate.coordinator import CoordinatorHead
+    from ..orchestrate.policies import KINDS
     from ..train.add import add_workers
     from ..train.outcomes import answered, write_run
 
+    if args.out.resolve() == args.policy.resolve():
+        raise ConfigError(f"{args.out}: --policy stays as it is: give the grown head a folder of its own")
+    if read_card(args.policy, *KINDS).kind == "transcript":
+        raise ConfigError(f"{args.policy}: a head of paper mode has a row of weights for each worker: train it anew")
     head = CoordinatorHead.load(args.policy)
     recorded = read_recorded(args.data, datasets=args.dataset)
     matrix = answered(build_matrix(recorded).split("train", "validation"))
@@ -412,35 +417,3 @@ def train_trinity_command(
             f"{card.baselines['best_single']['worker']!r}."
         )
     return 0
-
-
-def at_least_one(text: str) -> int:
-    """An argument that counts something."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return number
-
-
-def _mean_calls(text: str) -> float:
-    calls = float(text)
-    if not 1 <= calls < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: expected a number of at least 1")
-    return calls
-
-
-def _price(text: str) -> float:
-    price = float(text)
-    if not 0 <= price <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 to 1, a share of a right answer")
-    return price
-
-
-def usd_limit(text: str) -> Decimal:
-    try:
-        limit = Decimal(text)
-    except InvalidOperation:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not (limit.is_finite() and limit > 0):
-        raise argparse.ArgumentTypeError(f"{text}: expected more than 0")
-    return limit

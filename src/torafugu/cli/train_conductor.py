@@ -17,6 +17,7 @@ from ..grade.task import Task
 from ..pool.prices import resolve_price
 from ..pool.spec import NETWORK_DIALECTS, PoolSpec
 from ..types import Json
+from .arguments import seed_number
 from .console import Stages, err, out, percent, print_table, usd
 from .installation import Installation
 
@@ -42,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", help="instead of the config's `tasks`; as of `fugu profile`")
     parser.add_argument("--model", help="instead of the config's `model`: folder or GGUF file to begin with")
     parser.add_argument("--start", type=Path, help="`start` of a run with the same config: go straight on to reward")
-    parser.add_argument("--seed", type=int, help="instead of the config's `seed`")
+    parser.add_argument("--seed", type=seed_number, help="instead of the config's `seed`")
     parser.add_argument("--steps", type=int, help="instead of the config's `grpo.steps`; 0: the warm start only")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
     parser.add_argument("--ray", type=int, metavar="MEMBERS", help="run episodes on so many members of a Ray fleet")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..conductors import HOME_CONDUCTOR, find_folder
 from ..errors import ConfigError, FuguError
 from ..pool.spec import NETWORK_DIALECTS
+from .arguments import at_least_one, seed_number
 from .console import Stages, err, out, usd
 from .installation import Installation
 from .train_conductor import estimate_episodes
@@ -25,8 +26,6 @@ _TASKS = 30_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    from .train import at_least_one
-
     parser.add_argument("--out", type=Path, required=True, help="file to write, for `warm_start.demonstrations`")
     parser.add_argument("--teacher", type=Path, help="folder of a trained conductor (default: the one that ships)")
     parser.add_argument("--pool", type=Path, help="pool file (default: the home pool, no keys needed)")
@@ -39,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="each question is offered so many of the workers, one of these numbers (default: half of them or more)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default 0)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn (default 0)")
     parser.add_argument("--yes", action="store_true", help="do not ask before calling workers that may cost money")
     parser.add_argument("--force", action="store_true", help="overwrite what is there")
     parser.set_defaults(run=_command)

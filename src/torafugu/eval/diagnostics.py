@@ -377,8 +377,8 @@ def _routing_alarms(d: Mapping[str, Json], at: Thresholds) -> Iterator[Alarm]:
             "low_entropy",
             bits,
             at.min_entropy_bits,
-            f"Routing entropy is {bits:.2f} bits, so nearly all calls go to the same worker: lower the step "
-            "size, start from soft targets, or put a price on the worker that is always asked.",
+            f"Routing entropy is {bits:.2f} bits, so nearly all calls go to the same worker: look what others gained "
+            "on held-out questions; if it was evolved, lower the step size or start from soft targets.",
         )
 
 
@@ -429,7 +429,7 @@ def _stopping_alarms(d: Mapping[str, Json], at: Thresholds) -> Iterator[Alarm]:
             f"{silent:.1%} of the runs end without an answer ({thinking:.1%} called thinkers only) and score "
             "0: raise the limit of turns, or make a run without an answer cost more in training.",
         )
-    accepted, at_once = _number(d, "stop/accepted_share"), _number(d, "stop/accepted_at_once_share")
+    accepted, at_once = _number(d, "stop/accepted_share"), _number(d, "stop/accepted_at_once_share") or 0.0
     if accepted == 0:
         yield _alarm(
             "verifier_never_accepts",
@@ -439,7 +439,15 @@ def _stopping_alarms(d: Mapping[str, Json], at: Thresholds) -> Iterator[Alarm]:
             "verdicts are read, and that stopping early is rewarded.",
         )
     is_paid = bool((d.get("share/roles") or {}).get("verifier"))
-    if at_once is not None and at_once >= at.max_stop_share and (is_paid or _find_headroom(d, at) is not None):
+    if at_once >= at.max_stop_share and not is_paid and _find_headroom(d, at) is not None:
+        yield _alarm(
+            "never_asks_twice",
+            at_once,
+            at.max_stop_share,
+            f"{at_once:.1%} of the runs end with the first answer, though other workers know more: look what starts "
+            "with several calls gained, and whether the limit of calls or their price keeps them out.",
+        )
+    if at_once >= at.max_stop_share and is_paid:
         yield _alarm(
             "verifier_always_accepts",
             at_once,

@@ -194,7 +194,7 @@ def summarise(
         "oracle": float(oracle.mean()),
         "gap_closed": gap_closed(float(ours.mean()), float(theirs.mean()), float(oracle.mean())),
         "calls_mean": float(np.mean([episodes[i].calls for i in rows])),
-        **_costs(kept, [episodes[i] for i in rows], single),
+        **_costs(kept, [episodes[i] for i in rows], ranking),
         "gain_over": {m.name: _gain_over(ours, m.scores[rows], seed) for m in baselines if m.scores is not None},
         "questions": _per_question(kept, [episodes[i] for i in rows], theirs, rows, baselines),
         "baselines": {m.name: None if m.scores is None else float(m.scores[rows].mean()) for m in baselines},
@@ -247,7 +247,8 @@ def _fill(target: OutcomeMatrix, columns: Ints, train: OutcomeMatrix) -> Floats:
     return np.where(np.isfinite(scores), scores, ranked_score(target, rank_workers(train)))
 
 
-def _costs(kept: OutcomeMatrix, episodes: Sequence[Episode], single: int) -> dict[str, Json]:
+def _costs(kept: OutcomeMatrix, episodes: Sequence[Episode], ranking: Ints) -> dict[str, Json]:
+    """`ranking`: of the workers, the best single one first; where it was not asked, the next that was stands in."""
     column_of = {worker: j for j, worker in enumerate(kept.workers)}
     ours, latency = np.full(len(kept), np.nan), np.full(len(kept), np.nan)
     for i, episode in enumerate(episodes):
@@ -257,14 +258,16 @@ def _costs(kept: OutcomeMatrix, episodes: Sequence[Episode], single: int) -> dic
         columns = [column_of[worker] for worker, _ in episode.replied]
         ours[i] = kept.cost_usd[i, columns].sum()
         latency[i] = kept.latency_s[i, columns].sum()  # one call after the other
-    theirs = kept.cost_usd[:, single]
+    asked = np.isfinite(kept.first)[:, ranking]
+    single = ranking[asked.argmax(1)]  # (n,)
+    rows = np.arange(len(kept))
     return {
         "cost_usd": _total(ours),
         "cost_known_share": float(np.isfinite(ours).mean()),
         "cost_basis": "input tokens estimated as characters / 4" if kept.is_cost_estimated else "recorded tokens",
-        "best_single_cost_usd": _total(theirs),
+        "best_single_cost_usd": _total(kept.cost_usd[rows, single]),
         "latency_s_mean": _mean_or_none(latency),
-        "best_single_latency_s_mean": _mean_or_none(kept.latency_s[:, single]),
+        "best_single_latency_s_mean": _mean_or_none(kept.latency_s[rows, single]),
     }
 
 

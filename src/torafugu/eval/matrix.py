@@ -6,7 +6,7 @@ NaN means that a worker was never asked a question. Axes: n questions, L workers
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -54,6 +54,20 @@ class OutcomeMatrix:
             latency_s=self.latency_s[chosen],
             out_tokens=self.out_tokens[chosen],
             is_cost_estimated=self.is_cost_estimated,
+        )
+
+    def columns(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> OutcomeMatrix:
+        """The same questions, some of the workers."""
+        chosen = [int(j) for j in indices]
+        return replace(
+            self,
+            workers=tuple(self.workers[j] for j in chosen),
+            mean=self.mean[:, chosen],
+            first=self.first[:, chosen],
+            answers=tuple(tuple(row[j] for j in chosen) for row in self.answers),
+            cost_usd=self.cost_usd[:, chosen],
+            latency_s=self.latency_s[:, chosen],
+            out_tokens=self.out_tokens[:, chosen],
         )
 
     def split(self, *names: str) -> OutcomeMatrix:

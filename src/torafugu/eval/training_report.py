@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -63,6 +63,13 @@ class _Run:
     is_cut: bool
     """The last row of the metrics was not written to its end."""
 
+    @property
+    def is_measured(self) -> bool:
+        """`eval.json` is of the head in this folder."""
+        weights = str((self.card or {}).get("weights_sha256") or "")
+        policy = str(_mapping((self.measured or {}).get("policy")).get("id"))
+        return self.measured is not None and weights[:12] in policy
+
     def staged(self, *stages: str) -> list[Mapping[str, Json]]:
         return [row for row in self.rows or () if row.get("stage") in stages]
 
@@ -98,13 +105,16 @@ def _read(folder: Path) -> _Run:
 
 
 def _page(run: _Run) -> str:
+    verdict = _verdict(run)
+    if not run.is_measured:  # what another head measured is not this one's: the verdict says so, and that is all
+        run = replace(run, measured=None)
     measured = run.measured or {}
     in_training = run.staged("diagnostics")
     held_out = _mapping(measured.get("diagnostics"))
     d = held_out or (in_training[-1] if in_training else {})
     of = "of the evaluation" if held_out else "of the training's own held-out questions, as last recorded"
     body = [
-        _verdict(run),
+        verdict,
         _alarm_list(run, d),
         render_section("What was trained on what", _provenance(run)),
         render_section("Candidates judged", _candidates(run)),
@@ -126,8 +136,8 @@ def _verdict(run: _Run) -> str:
             run.card
         )
     measured, gain = run.measured, _mapping(run.measured.get("gain"))
-    policy, weights = str(_mapping(measured.get("policy")).get("id")), str(run.card.get("weights_sha256") or "")
-    if weights[:12] not in policy:
+    if not run.is_measured:
+        policy, weights = _mapping(measured.get("policy")).get("id"), str(run.card.get("weights_sha256") or "")
         message = f"Not measured: eval.json is of {policy}, and the weights in this folder are {weights[:12]}."
         return render_text("verdict bad", message) + _own_estimate(run.card)
     mean, low, high = (read_number(gain.get(key)) for key in ("mean", "low", "high"))

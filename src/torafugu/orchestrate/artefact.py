@@ -154,7 +154,7 @@ def read_card(folder: Path, *kinds: str) -> Card:
     except FileNotFoundError as error:
         raise ModelError(f"{folder}: no trained head here: {Path(error.filename).name} is missing") from None
     except (OSError, ValueError) as error:  # ValueError: no JSON, no UTF-8, or of a wrong type
-        raise ModelError(f"{folder}: damaged head: {error}") from None
+        raise ModelError(f"{path}: damaged head: {error}") from None
     return card
 
 
@@ -171,7 +171,7 @@ def load_artefact(folder: Path, kind: str) -> tuple[Tensors, Card]:
     except FileNotFoundError:
         raise ModelError(f"{folder}: no trained head here: {path.name} is missing") from None
     except (OSError, ValueError, SafetensorError, KeyError) as error:  # KeyError: a dtype that numpy lacks
-        raise ModelError(f"{folder}: damaged head: {error}") from None
+        raise ModelError(f"{path}: damaged head: {error}") from None
 
 
 def check_pool(card: Card, pool: Mapping[str, str]) -> None:

@@ -223,12 +223,11 @@ def create_recorded_pool(recorded: RecordedSet) -> Pool:
 
 def _to_spec(recorded: RecordedSet, worker: str) -> WorkerSpec:
     price = recorded.prices.get(worker)
-    return WorkerSpec(
-        id=worker,
-        dialect="recorded",
-        model=recorded.models[worker],
-        prices=None if price is None else Prices(input=price.input, output=price.output),
-    )
+    prices = None if price is None else Prices(input=price.input, output=price.output)
+    try:
+        return WorkerSpec(id=worker, dialect="recorded", model=recorded.models[worker], prices=prices)
+    except ConfigError as error:  # an id that cannot be one
+        raise ConfigError(f"{recorded.path}: outcomes: {error.message}") from None
 
 
 class _Texts(msgspec.Struct, frozen=True):

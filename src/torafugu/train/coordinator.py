@@ -10,7 +10,6 @@ Cross-fitting holds out questions, and then whole families. The test split and e
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +24,7 @@ from ..errors import ConfigError, FuguError
 from ..eval.baselines import rank_workers, vote_score
 from ..eval.diagnostics import alarms, diagnose
 from ..eval.evaluate import episodes_to_turns, run_policy
-from ..eval.matrix import OutcomeMatrix, best_single, build_matrix
+from ..eval.matrix import OutcomeMatrix, best_single
 from ..eval.provenance import describe_data, find_commit
 from ..eval.report import Reporter
 from ..eval.states import BulkEncoder, KnownStates, encode_questions
@@ -36,7 +35,7 @@ from ..orchestrate.loop import Caller
 from ..orchestrate.tri_head import TriHead
 from ..pool.recorded import RecordedSet
 from ..types import Json
-from .outcomes import answered, describe_best_single, split_outcomes, write_run
+from .outcomes import describe_best_single, keep_log, read_outcomes
 from .rollout import play
 from .selection import family_error, standard_error
 from .starts import CANDIDATES, SINGLE, Candidate, Fold, Judged, Result, Trials, choose_start, judge
@@ -109,7 +108,7 @@ def train_coordinator(
         ConfigError: there are no training questions, or fewer than two workers, or costs that have a price are unknown.
     """
     started = time.time()
-    train, validation = split_outcomes(answered(build_matrix(recorded)))
+    train, validation = read_outcomes(recorded, report.say)
     both = OutcomeMatrix.join(train, validation)
     if config.cost_price and not np.isfinite(both.cost_usd).any(0).all():
         nobody = [w for j, w in enumerate(both.workers) if not np.isfinite(both.cost_usd[:, j]).any()]
@@ -117,14 +116,7 @@ def train_coordinator(
             f"{recorded.path}: a price on cost, but nothing is known of what {', '.join(nobody)} cost: give prices in "
             "models.json, or leave the price on cost out"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "metrics.jsonl").open("w") as metrics_file:
-
-        def log(**row: Json) -> None:
-            metrics_file.write(json.dumps(row) + "\n")
-            metrics_file.flush()
-
-        write_run(out, recorded, _config_row(config))
+    with keep_log(out, recorded, _config_row(config)) as log:
         report.stage("encode questions", len(both))
         hidden = encode_questions(encoder, both.questions, cache=cache, progress=report.advance)
         judged, trainer, trained = _select(both, hidden, config, report, log)

@@ -32,7 +32,7 @@ from .. import __version__
 from ..cluster.fleet import Fleet, in_process, take_results
 from ..envs.recorded import question_to_task
 from ..errors import ConfigError, FuguError, ModelError
-from ..eval.matrix import OutcomeMatrix, best_single, build_matrix
+from ..eval.matrix import OutcomeMatrix, best_single
 from ..eval.provenance import describe_data, find_commit
 from ..eval.report import Reporter
 from ..eval.states import encode_questions
@@ -47,7 +47,7 @@ from ..pool.recorded import Question, RecordedSet
 from ..types import Json
 from .candidate import Array, Ints, Job, Player, Sample, Setup, SvfEncoder, Tally, TranscriptEncoder
 from .checkpoint import Checkpoints
-from .outcomes import answered, describe_best_single, split_outcomes, write_run
+from .outcomes import describe_best_single, read_outcomes, write_run
 from .paper_reinforce import PolicyGradient, estimate_gradient
 from .sepcma import SepCMA, popsize
 
@@ -407,7 +407,7 @@ def train_paper(
         ModelError: the start does not fit.
     """
     started = time.time()
-    train, validation = split_outcomes(answered(build_matrix(recorded)))
+    train, validation = read_outcomes(recorded, report.say)
     encoder = make_encoder()
     setup = _set_up(recorded, make_encoder, encoder, OutcomeMatrix.join(train, validation), config)
     first = _start_vector(config, encoder.dim, setup, start)

@@ -7,7 +7,6 @@ What is kept is refitted on train and validation together. The test split and ev
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from .. import __version__
 from ..eval.baselines import rank_workers, ranked_score
-from ..eval.matrix import OutcomeMatrix, best_single, build_matrix
+from ..eval.matrix import OutcomeMatrix, best_single
 from ..eval.provenance import describe_data, find_commit
 from ..eval.report import Reporter
 from ..eval.states import BulkEncoder, encode_questions
@@ -29,7 +28,7 @@ from ..pool.recorded import RecordedSet
 from ..types import Json
 from .features import FeatureConfig, fit_features
 from .fitness import EpisodeReward
-from .outcomes import answered, describe_best_single, split_outcomes, write_run
+from .outcomes import describe_best_single, keep_log, read_outcomes
 from .selection import SINGLE, Candidate, Judged, choose_columns, count_fits, judge
 from .trainers import Floats, Gradient, Problem, Ridge, SepCMATrainer, Soft
 
@@ -83,16 +82,9 @@ def train_selector(
         ConfigError: there are no training questions, or fewer than two workers.
     """
     started = time.time()
-    train, validation = split_outcomes(answered(build_matrix(recorded)))
+    train, validation = read_outcomes(recorded, report.say)
     both = OutcomeMatrix.join(train, validation)
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "metrics.jsonl").open("w") as metrics_file:
-
-        def log(**row: Json) -> None:
-            metrics_file.write(json.dumps(row) + "\n")
-            metrics_file.flush()
-
-        write_run(out, recorded, asdict(config))
+    with keep_log(out, recorded, asdict(config)) as log:
         report.stage("encode questions", len(both))
         hidden = encode_questions(encoder, both.questions, cache=cache, progress=report.advance)
         report.stage("judge candidates", count_fits(CANDIDATES, both))
