@@ -387,7 +387,7 @@ def test_a_file_that_is_not_text_is_refused(home: Home) -> None:
         (["--url", f"http://me:{SECRET}@host/v1"], "expected no '@'"),
         (["--key-env", SECRET], "not the key itself"),
         (["--model", "a\nb"], "expected the name of a model"),
-        (["--context-tokens", "0"], "expected at least 1"),
+        (["--context-tokens", "0"], "expected a whole number of at least 1"),
     ],
 )
 def test_a_wrong_option_is_explained_without_its_secret(arguments: list[str], message: str, home: Home) -> None:
