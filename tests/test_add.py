@@ -34,17 +34,7 @@ SKILLS = {
 
 def columns(matrix: OutcomeMatrix, *workers: str) -> OutcomeMatrix:
     """The matrix of some workers only."""
-    keep = [j for j, worker in enumerate(matrix.workers) if worker in workers]
-    return dataclasses.replace(
-        matrix,
-        workers=tuple(matrix.workers[j] for j in keep),
-        mean=matrix.mean[:, keep],
-        first=matrix.first[:, keep],
-        answers=tuple(tuple(row[j] for j in keep) for row in matrix.answers),
-        cost_usd=matrix.cost_usd[:, keep],
-        latency_s=matrix.latency_s[:, keep],
-        out_tokens=matrix.out_tokens[:, keep],
-    )
+    return matrix.columns([j for j, worker in enumerate(matrix.workers) if worker in workers])
 
 
 @pytest.fixture(scope="module")
