@@ -19,7 +19,9 @@ _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _ANNOUNCED = re.compile(r"(?:.{0,120}\b)?answer(?: is ?:?| ?[:=]) ?(.{1,120})", re.IGNORECASE)
 _MARKUP = re.compile(r"(?<![\w*_`])(\*\*|__|[*_`])(?=\S)([^*_`]+)(?<=\S)\1(?![\w*_`])")
 _SHORT_CHARS = 48
-"""A reply of one line that is no longer is an answer by itself."""
+"""A reply of one line that is no longer, and no sentence, is an answer by itself."""
+_SENTENCE_WORDS = 3
+"""Words before a full stop that make a sentence: "I don't know." says something, but answers nothing."""
 
 
 def asks_for_answer(request: Request) -> bool:
@@ -34,7 +36,7 @@ def read_answer(request: Request, reply: Reply) -> str | None:
     """As it is written; "" when the reply lacks the answer that it was asked for; None when none can be read.
 
     In this order: what the worker itself says it is, `<answer>` tags, `\\boxed{}`, a last line "The answer is ...",
-    a reply that is one short line.
+    a reply that is one short line, but no sentence.
     """
     if reply.answer is not None:
         return reply.answer
@@ -52,9 +54,15 @@ def read_answer(request: Request, reply: Reply) -> str | None:
         return given_answer(prompt, text)
     if "\\boxed" in prompt:
         return ""
-    if last and len(last) <= _SHORT_CHARS and "\n" not in text.strip():
+    if last and len(last) <= _SHORT_CHARS and "\n" not in text.strip() and not _is_sentence(last):
         return given_answer("", last) or None
     return None
+
+
+def _is_sentence(line: str) -> bool:
+    """Letters of a formula are no words."""
+    words = [word for word in line.split() if word == "I" or (len(word) > 1 and word[:2].isalpha())]
+    return line[-1] in ".!?" and len(words) >= _SENTENCE_WORDS
 
 
 def read_verified(reply: Reply) -> str:
