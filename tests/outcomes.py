@@ -91,6 +91,14 @@ class Subjects:
         return (states / np.linalg.norm(states, axis=1, keepdims=True)).astype(np.float32)
 
 
+def forget(data: Path, worker: str) -> None:
+    """Takes the answers of a worker out of a folder that `write_world` made, but for those of the split test."""
+    outcomes = data / "outcomes.jsonl"
+    rows = [json.loads(line) for line in outcomes.read_text().splitlines()]
+    kept = [row for row in rows if row["model"] != worker or row["qid"].startswith("test-")]
+    outcomes.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
 class Quiet:
     """A `Reporter` that keeps what it was told."""
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from outcomes import Quiet, Subjects, read_rows, write_recorded, write_world
+from outcomes import Quiet, Subjects, forget, read_rows, write_recorded, write_world
 from torafugu.cluster.fleet import Fleet, Host, in_process
 from torafugu.config import read_table, read_toml
 from torafugu.envs.recorded import recorded_tasks
@@ -341,6 +341,15 @@ def test_metrics_and_run_are_described(tmp_path: Path) -> None:
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["kind"] == "transcript"
     assert card["baselines"]["best_single"]["worker"] in OPPOSITE
+
+
+def test_who_answered_nothing_to_learn_from_is_left_out(tmp_path: Path) -> None:
+    """Such a worker is neither in the head nor in the pool that episodes are played on."""
+    skills, splits = {**OPPOSITE, "stranger": OPPOSITE["north"]}, {"train": 30, "validation": 20, "test": 2}
+    data = write_world(tmp_path / "data", skills, subjects=("rivers", "chess"), splits=splits)
+    forget(data, "stranger")
+    trained = train(read_recorded(data), tmp_path / "out", replace(SHORT, iterations=1))
+    assert {worker.id for worker in trained.head.card.workers} == set(OPPOSITE)
 
 
 def test_random_search_keeps_the_best_of_all() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from torafugu.files import drop_torn_line, force_to_disk, write_whole
+from torafugu.files import drop_torn_line, force_to_disk, read_first_line, write_whole
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -38,3 +38,13 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     assert drop_torn_line(tmp_path / "none") == []
     assert force_to_disk(tmp_path / "none") == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("raw", "first"), [(b"", None), (b"a\nb\n", b"a\n"), (b"mine", b"mine")])
+def test_whose_file_it_is(raw: bytes, first: bytes | None, tmp_path: Path) -> None:
+    """The first line is read without changing anything, be it torn."""
+    path = tmp_path / "rows.jsonl"
+    assert read_first_line(path) is None
+    path.write_bytes(raw)
+    assert read_first_line(path) == first
+    assert path.read_bytes() == raw

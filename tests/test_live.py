@@ -389,13 +389,14 @@ def test_a_model_trained_anew_is_another_one(tmp_path: Path) -> None:
     assert fingerprint(spec, tmp_path) != first
 
 
-@pytest.mark.parametrize("line", [b"{}\n", b"what?\n", b'{"settings": 1}\n'])
+@pytest.mark.parametrize("line", [b"{}\n", b"what?\n", b'{"settings": 1}\n', b"my notes", b"my\nnotes", b'"\xff"\n'])
 def test_a_file_of_something_else_is_refused(tmp_path: Path, line: bytes) -> None:
-    """A file without settings is no evaluation's."""
+    """A file without settings is no evaluation's, and stays as it is."""
     path = tmp_path / "e.jsonl"
     path.write_bytes(line)
     with pytest.raises(ConfigError, match=r"line 1: .*expected the settings"):
         open_live_log(path, {"seed": 1})
+    assert path.read_bytes() == line
 
 
 def test_a_damaged_row_is_named(tmp_path: Path) -> None:

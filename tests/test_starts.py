@@ -108,7 +108,7 @@ def test_the_mean_of_the_best_starts_is_chosen(trials: Trials, judged: list[Judg
     single = next(row for row in judged if row.candidate == SINGLE)
     by_reading = defaultdict(list)
     for row in best:
-        by_reading[row.candidate.asking].append(row)
+        by_reading[row.candidate.question_map].append(row)
     first, second, *_ = sorted(by_reading.values(), key=len, reverse=True)
     told = [*first[:20], *second[:25], *first[20:65], single]  # of the first 70: 45 and 25
     chosen, of = choose_start(trials, told, limit=3.1)
@@ -119,15 +119,15 @@ def test_the_mean_of_the_best_starts_is_chosen(trials: Trials, judged: list[Judg
     assert start.threshold == pytest.approx(np.mean([c.start.threshold for c in alike]), abs=1e-3)
     assert start.per_asked == pytest.approx(np.mean([c.start.per_asked for c in alike]), abs=1e-3)
     assert chosen.candidate.rules.max_calls == round(np.mean([c.rules.max_calls for c in alike]))
-    assert chosen.candidate.asking == alike[0].asking
+    assert chosen.candidate.question_map == alike[0].question_map
 
 
 def test_the_mean_keeps_to_the_limit(trials: Trials, judged: list[Judged]) -> None:
     """Where it takes more calls than those it is the mean of, its threshold is lowered until it does not; where it
     then gains nothing, the best of them is used.
     """
-    asking = judged[0].candidate.asking
-    alike = [row for row in judged if row.candidate.asking == asking and row.candidate.rules.max_calls > 1]
+    reading = judged[0].candidate.question_map
+    alike = [row for row in judged if row.candidate.question_map == reading and row.candidate.rules.max_calls > 1]
     told = [replace(row, seen=1.0, unseen=1.0, seen_calls=1.0, unseen_calls=1.0) for row in alike]
     told.append(next(row for row in judged if row.candidate == SINGLE))
     mean = trials.judge(Candidate.mean([row.candidate for row in told[:70]]))

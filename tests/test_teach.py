@@ -204,7 +204,7 @@ def test_who_could_not_be_scored_is_asked_again(fugu: Fugu, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda raw: b"my notes", "of a run with another teacher"),
+        (lambda raw: b"my notes", "damaged: "),
         (lambda raw: b"my notes\nand more", "damaged: "),
         (lambda raw: raw.replace(b'"question"', b'"questions"', 1), "damaged: Object"),
         (lambda raw: raw.replace(b'"question":3', b'"question":30', 1), "damaged: there are 30 questions"),

@@ -191,7 +191,9 @@ def test_an_evaluation_of_other_weights_is_no_verdict(trained: Trained, tmp_path
         f"Not measured: eval.json is of {old}, and the weights in this folder are {'f' * 12}."
     ]
     assert "Diagnostics of the evaluation" not in page.text
-    assert f"{trained.measured['accuracy']:.1%}" not in page.text
+    accuracy = f"{100 * trained.measured['accuracy']:.1f} %"
+    own = read_page(write_folder(tmp_path / "own", card=trained.card, eval=trained.measured))
+    assert (accuracy in own.text, accuracy in page.text) == (True, False)
     seen = {**trained.measured, "split": "validation"}
     page = read_page(write_folder(tmp_path / "seen", card=trained.card, eval=seen))
     assert "Split validation is what heads are trained on" in page.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["drop_torn_line", "force_to_disk", "write_whole"]
+__all__ = ["drop_torn_line", "force_to_disk", "read_first_line", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -38,6 +38,14 @@ def force_to_disk(path: Path) -> int:
         return os.fstat(file).st_size
     finally:
         os.close(file)
+
+
+def read_first_line(path: Path) -> bytes | None:
+    """What says whose file it is, before anything in it is changed. None: there is no file, or nothing in it."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        return file.readline() or None
 
 
 def drop_torn_line(path: Path) -> list[bytes]:

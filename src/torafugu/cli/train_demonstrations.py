@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ from .installation import Installation
 from .train_conductor import estimate_episodes
 
 if TYPE_CHECKING:
-    from ..train.conductor_rollout import Question
     from ..train.teach import Ledger, Taught
 
 __all__ = ["add_options"]
@@ -64,9 +62,9 @@ def _command(args: argparse.Namespace) -> int:
     run = teacher.identify(questions, seed=args.seed)
     ledger = Ledger(args.out.with_name(f"{args.out.name}.asked"), run=run, questions=len(questions))
     if ledger.rows:
-        err.print(_tell_done(ledger, questions))
+        err.print(_tell_done(ledger))
     is_paid = any(worker.dialect in NETWORK_DIALECTS for worker in spec.worker)
-    waiting = [question.task for number, question in enumerate(questions) if number not in ledger.done]
+    waiting = [questions[number].task for number in ledger.waiting]
     if is_paid and waiting:
         estimate = estimate_episodes(len(waiting), waiting, spec, effort=teacher.config.effort)
         err.print(
@@ -81,7 +79,7 @@ def _command(args: argparse.Namespace) -> int:
             taught = teach(teacher, questions, rng, ledger, stages)
     except (FuguError, OSError, KeyboardInterrupt):
         if ledger.rows:
-            err.print(f"{_tell_done(ledger, questions)}: the same command goes on")
+            err.print(f"{_tell_done(ledger)}: the same command goes on")
         raise
     finally:
         if is_paid and ledger.rows:
@@ -91,7 +89,7 @@ def _command(args: argparse.Namespace) -> int:
         write_pairs(args.out, taught.pairs)
     if taught.unscored:
         force = " with --force" if taught.pairs else ""
-        err.print(f"{_tell_done(ledger, questions)}: the same command{force} asks the rest again")
+        err.print(f"{_tell_done(ledger)}: the same command{force} asks the rest again")
     else:
         ledger.remove()
     if not taught.pairs:
@@ -101,8 +99,8 @@ def _command(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_done(ledger: Ledger, questions: Sequence[Question]) -> str:
-    return f"{ledger.path}: {len(ledger.done)} of {len(questions)} questions are done"
+def _tell_done(ledger: Ledger) -> str:
+    return f"{ledger.path}: {len(ledger.done)} of {ledger.questions} questions are done"
 
 
 def _check_file(path: Path, *, force: bool) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "oracle_score",
     "random_score",
     "rank_workers",
+    "ranked_columns",
     "ranked_score",
     "score_of_choice",
     "vote_score",
@@ -43,12 +44,15 @@ def score_of_choice(target: OutcomeMatrix, columns: Ints) -> Floats:
     return picked
 
 
+def ranked_columns(target: OutcomeMatrix, ranking: Ints) -> Ints:
+    """(n,) the first worker of the ranking on everything; where it was never asked, the next one that was stands in."""
+    columns: Ints = ranking[np.isfinite(target.first[:, ranking]).argmax(1)]
+    return columns
+
+
 def ranked_score(target: OutcomeMatrix, ranking: Ints) -> Floats:
-    """The first worker of the ranking on everything; where it was never asked, the next one that was stands in."""
-    scores: Floats = np.full(len(target), np.nan)
-    for column in ranking:
-        scores = np.where(np.isfinite(scores), scores, target.first[:, column])
-    return scores
+    """Of `ranked_columns`; NaN where nobody was asked."""
+    return score_of_choice(target, ranked_columns(target, ranking))
 
 
 def random_score(target: OutcomeMatrix) -> Floats:

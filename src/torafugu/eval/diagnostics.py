@@ -429,7 +429,7 @@ def _stopping_alarms(d: Mapping[str, Json], at: Thresholds) -> Iterator[Alarm]:
             f"{silent:.1%} of the runs end without an answer ({thinking:.1%} called thinkers only) and score "
             "0: raise the limit of turns, or make a run without an answer cost more in training.",
         )
-    accepted, at_once = _number(d, "stop/accepted_share"), _number(d, "stop/accepted_at_once_share") or 0.0
+    accepted, at_once = _number(d, "stop/accepted_share"), _number(d, "stop/accepted_at_once_share")
     if accepted == 0:
         yield _alarm(
             "verifier_never_accepts",
@@ -438,23 +438,23 @@ def _stopping_alarms(d: Mapping[str, Json], at: Thresholds) -> Iterator[Alarm]:
             "No run is ended by a verifier, so every one runs into its limit and pays for it: check how "
             "verdicts are read, and that stopping early is rewarded.",
         )
-    is_paid = bool((d.get("share/roles") or {}).get("verifier"))
-    if at_once >= at.max_stop_share and not is_paid and _find_headroom(d, at) is not None:
-        yield _alarm(
-            "never_asks_twice",
-            at_once,
-            at.max_stop_share,
-            f"{at_once:.1%} of the runs end with the first answer, though other workers know more: look what starts "
-            "with several calls gained, and whether the limit of calls or their price keeps them out.",
-        )
-    if at_once >= at.max_stop_share and is_paid:
-        yield _alarm(
-            "verifier_always_accepts",
-            at_once,
-            at.max_stop_share,
-            f"{at_once:.1%} of the runs accept the first answer at once, so verification decides nothing: "
-            "check that the verifier can reject, or save its calls and serve one worker per question.",
-        )
+    if at_once is not None and at_once >= at.max_stop_share:
+        if (d.get("share/roles") or {}).get("verifier"):
+            yield _alarm(
+                "verifier_always_accepts",
+                at_once,
+                at.max_stop_share,
+                f"{at_once:.1%} of the runs accept the first answer at once, so verification decides nothing: "
+                "check that the verifier can reject, or save its calls and serve one worker per question.",
+            )
+        elif _find_headroom(d, at) is not None:
+            yield _alarm(
+                "never_asks_twice",
+                at_once,
+                at.max_stop_share,
+                f"{at_once:.1%} of the runs end with the first answer, though other workers know more: look what "
+                "starts with several calls gained, and whether the limit of calls or their price keeps them out.",
+            )
     full = _number(d, "turns/at_limit_share")
     if full is not None and full >= at.max_stop_share:
         yield _alarm(

@@ -26,6 +26,7 @@ from .baselines import (
     oracle_score,
     random_score,
     rank_workers,
+    ranked_columns,
     ranked_score,
     score_of_choice,
     vote_score,
@@ -248,7 +249,7 @@ def _fill(target: OutcomeMatrix, columns: Ints, train: OutcomeMatrix) -> Floats:
 
 
 def _costs(kept: OutcomeMatrix, episodes: Sequence[Episode], ranking: Ints) -> dict[str, Json]:
-    """`ranking`: of the workers, the best single one first; where it was not asked, the next that was stands in."""
+    """`ranking`: of the workers, the best single one first."""
     column_of = {worker: j for j, worker in enumerate(kept.workers)}
     ours, latency = np.full(len(kept), np.nan), np.full(len(kept), np.nan)
     for i, episode in enumerate(episodes):
@@ -258,9 +259,7 @@ def _costs(kept: OutcomeMatrix, episodes: Sequence[Episode], ranking: Ints) -> d
         columns = [column_of[worker] for worker, _ in episode.replied]
         ours[i] = kept.cost_usd[i, columns].sum()
         latency[i] = kept.latency_s[i, columns].sum()  # one call after the other
-    asked = np.isfinite(kept.first)[:, ranking]
-    single = ranking[asked.argmax(1)]  # (n,)
-    rows = np.arange(len(kept))
+    rows, single = np.arange(len(kept)), ranked_columns(kept, ranking)
     return {
         "cost_usd": _total(ours),
         "cost_known_share": float(np.isfinite(ours).mean()),

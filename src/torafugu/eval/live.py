@@ -20,7 +20,7 @@ import msgspec
 from ..episode import Episode, run_episode
 from ..errors import ConfigError
 from ..events import Event
-from ..files import drop_torn_line
+from ..files import drop_torn_line, read_first_line
 from ..grade.grader import Grader
 from ..grade.task import Task
 from ..orchestrate import Budget, Caller, Policy, Recorder, create_run_id
@@ -98,9 +98,10 @@ def open_live_log(path: Path, settings: Mapping[str, Json]) -> LiveLog:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     wanted = msgspec.json.decode(msgspec.json.encode(settings))
+    first = read_first_line(path)
+    if first is not None:
+        _check_settings(path, first, wanted)
     lines = drop_torn_line(path)
-    if lines:
-        _check_settings(path, lines[0], wanted)
     rows = [_read_row(path, number, line) for number, line in enumerate(lines[1:], start=2)]
     file = path.open("ab", buffering=0)
     if not lines:
@@ -111,7 +112,7 @@ def open_live_log(path: Path, settings: Mapping[str, Json]) -> LiveLog:
 def _check_settings(path: Path, line: bytes, wanted: Mapping[str, Json]) -> None:
     try:
         held = msgspec.json.decode(line, type=dict[str, dict[str, Json]])["settings"]
-    except (msgspec.MsgspecError, KeyError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as error:
         raise ConfigError(f"{path}: line 1: {error!s}: expected the settings of an evaluation: name another") from None
     differing = [key for key in {**held, **wanted} if held.get(key) != wanted.get(key)]
     if differing:
@@ -124,7 +125,7 @@ def _check_settings(path: Path, line: bytes, wanted: Mapping[str, Json]) -> None
 def _read_row(path: Path, number: int, line: bytes) -> LiveRow:
     try:
         return msgspec.json.decode(line, type=LiveRow)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: line {number}: {error}: remove the line, and it is run again") from None
 
 

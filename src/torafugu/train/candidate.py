@@ -168,7 +168,7 @@ class Player:
         self._encoder = setup.make_encoder()
         self._pool = create_recorded_pool(setup.recorded)
         self._grader = RecordedGrader(setup.recorded)
-        self._models = dict(setup.recorded.models)
+        self._models = {worker: setup.recorded.models[worker] for worker in setup.recorded.workers}
         self._prefixes = _Prefixes(self._encoder) if isinstance(self._encoder, SvfMiniLM) else None
         self._states: dict[_Key, Array] = {(("user", text),): state for text, state in setup.known.items()}
 

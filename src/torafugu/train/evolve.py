@@ -468,7 +468,7 @@ def _set_up(
         offsets = encoder.layout.size
         rules["svf"] = [[matrix.name, matrix.rows, matrix.columns] for matrix in encoder.layout.matrices]
     return Setup(
-        recorded=recorded,
+        recorded=replace(recorded, workers=both.workers),  # who was left out is not in the pool, either
         make_encoder=make_encoder,
         known={},
         config=config.policy,

@@ -269,7 +269,7 @@ def _read_rows(path: Path, row_type: type[_Row]) -> list[_Row]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             rows.append(decoder.decode(line))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: line {number}: {error}: remove the line, and it is asked again") from None
     return rows
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ..eval.baselines import rank_workers, ranked_score
-from ..eval.matrix import OutcomeMatrix, best_single
+from ..eval.baselines import rank_workers, ranked_columns, score_of_choice
+from ..eval.matrix import OutcomeMatrix
 from ..eval.report import Reporter
 from ..orchestrate.tri_head import Rules
 from ..types import Json
@@ -90,15 +90,9 @@ class Candidate:
             trust += f" + {-self.start.of_familiarity:g} familiar"
         return f"{self.question_map.name}, {trust}, {self.rules.max_calls} calls"
 
-    @property
-    def asking(self) -> tuple[str, float, float, float]:
-        """What decides whom it asks, whenever it stops."""
-        start = self.start
-        return self.question_map.name, start.weight, start.deviation, start.ability
-
     @staticmethod
     def mean(candidates: Sequence[Candidate]) -> Candidate:
-        """Of candidates that ask alike."""
+        """Of candidates that read alike, and so ask alike."""
 
         def mean(name: str) -> float:
             return round(float(np.mean([getattr(candidate.start, name) for candidate in candidates])), 3)
@@ -120,7 +114,7 @@ def _to_start(threshold: float, easing: float, familiar: float) -> Start:
 
 SINGLE = Candidate(
     question_map=QuestionMap(features=None),
-    start=Start(threshold=-9, weight=0, deviation=0, ability=1e3),
+    start=Start(threshold=-9, **_BY_SCORE),
     rules=_rules(1),
 )
 """Always the best single worker: gains nothing, loses nothing."""
@@ -234,18 +228,16 @@ class Trials:
         self.folds = list(_cut(matrix, hidden, seed))
         self.fitted: dict[tuple[int, str], Fitted] = {}
         self._prices = {"call_price": call_price, "cost_price": cost_price}
-        self._traces: dict[tuple[int, tuple[str, float, float, float]], Trace] = {}
+        self._traces: dict[tuple[int, str], Trace] = {}
         maps = sorted({candidate.question_map for candidate in CANDIDATES}, key=lambda m: m.name)
         report.stage("judge candidates", len(self.folds) * len(maps))
-        rules = _rules(max(_CALLS))
+        head, rules = Start(**_BY_SCORE).to_head(), _rules(max(_CALLS))
         for i, fold in enumerate(self.folds):
             for question_map in maps:
                 found = fit_reading(fold.train, fold.train_hidden, question_map, seed=seed)
                 self.fitted[i, question_map.name] = found
                 world = self.world(i, question_map)
-                asking = {c.asking: c for c in CANDIDATES if c.question_map == question_map}
-                for key, candidate in asking.items():
-                    self._traces[i, key] = trace(world, found.evidence, candidate.start.to_head(), rules)
+                self._traces[i, question_map.name] = trace(world, found.evidence, head, rules)
                 report.advance(1)
 
     def world(self, fold: int, question_map: QuestionMap) -> World:
@@ -267,7 +259,8 @@ class Trials:
     def results(self, candidate: Candidate) -> list[Result]:
         """By fold."""
         head, calls = candidate.start.to_head(), candidate.rules.max_calls
-        return [self.result(i, self._traces[i, candidate.asking].stop(head, calls)) for i in range(len(self.folds))]
+        name = candidate.question_map.name
+        return [self.result(i, self._traces[i, name].stop(head, calls)) for i in range(len(self.folds))]
 
     def judge(self, candidate: Candidate) -> Judged:
         return judge(candidate, self.results(candidate))
@@ -311,8 +304,8 @@ def choose_start(trials: Trials, judged: Sequence[Judged], *, limit: float) -> t
     several = [row for row in sure if row.candidate.rules.max_calls > 1][:_VOTERS]
     if several:
         voters = [row.candidate for row in several]
-        (asking, count), *_ = Counter(candidate.asking for candidate in voters).most_common(1)
-        mean = trials.judge(Candidate.mean([candidate for candidate in voters if candidate.asking == asking]))
+        (reading, count), *_ = Counter(candidate.question_map for candidate in voters).most_common(1)
+        mean = trials.judge(Candidate.mean([candidate for candidate in voters if candidate.question_map == reading]))
         while mean.calls > limit:  # each of them keeps to it; their mean might not
             start = mean.candidate.start
             start = replace(start, threshold=round(start.threshold - 0.01, 3))
@@ -329,12 +322,13 @@ def _cut(matrix: OutcomeMatrix, hidden: Hidden, seed: int) -> Iterator[Fold]:
         for k in [] if fold is None else np.unique(fold):
             rows, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
             train, target = matrix.rows(rows), matrix.rows(held)
+            base = ranked_columns(target, rank_workers(train))
             yield Fold(
                 scheme=scheme,
                 train=train,
                 train_hidden=hidden[rows],
                 held=target,
                 held_hidden=hidden[held],
-                base=ranked_score(target, rank_workers(train)),
-                base_cost=relative_cost(target.cost_usd)[:, best_single(train)],
+                base=score_of_choice(target, base),
+                base_cost=relative_cost(target.cost_usd)[np.arange(len(held)), base],
             )

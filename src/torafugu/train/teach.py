@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..conductors import complete_config, read_conductor_card, say_unknown
 from ..errors import ConfigError, ModelError
+from ..eval.live_settings import fingerprint
 from ..eval.report import Reporter
-from ..files import drop_torn_line, write_whole
+from ..files import drop_torn_line, read_first_line, write_whole
 from ..grade.task import Task
 from ..local.llama import read_llama_config
 from ..local.llama_folder import ADAPTER_FILES, GRAPH, read_adapter, read_generation, read_safetensors
-from ..pool.spec import Limits, PoolSpec, Tags, Timeouts
+from ..pool.spec import PoolSpec
 from ..types import sum_cost
 from .conductor_config import ConductorTraining
 from .conductor_model import read_tokeniser, render_bare
@@ -57,8 +58,6 @@ class Taught:
     """Texts that were no workflow."""
     unscored: Mapping[str, int]
     """Times that somebody else failed, by `fault:code`."""
-    cost_usd: Decimal | None
-    """Of all that was asked, before an interruption too. None: that of a call is unknown."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,12 +95,13 @@ class Ledger:
         self.path = path
         self.rows: list[Asked] = []
         """As they came; a question that was asked again has several."""
+        self.questions = questions
         self._run = run
-        if not path.exists():
+        first = read_first_line(path)
+        if first is None:
             return
         try:
-            first, newline, _ = path.read_bytes().partition(b"\n")
-            if not newline or msgspec.json.decode(first, type=_Run).run != run:
+            if msgspec.json.decode(first, type=_Run).run != run:
                 raise ConfigError(
                     f"{path}: of a run with another teacher, pool, tasks or options: repeat that command to go on with "
                     "it, or remove the file to begin anew"
@@ -116,6 +116,12 @@ class Ledger:
     def done(self) -> dict[int, Asked]:
         """By question, of those that were scored."""
         return {row.question: row for row in self.rows if row.came != "unscored"}
+
+    @property
+    def waiting(self) -> list[int]:
+        """Numbers of the other questions."""
+        done = self.done
+        return [number for number in range(self.questions) if number not in done]
 
     @property
     def cost_usd(self) -> Decimal | None:
@@ -178,22 +184,20 @@ class Teacher:
         )
         self._player = Player(setup)
         self._pool = pool
+        self._pool_folder = pool_folder
         self._folder = folder
         self._end = end
 
     def identify(self, questions: Sequence[Question], *, seed: int) -> str:
-        """SHA-256 of the teacher, what its workers are, the questions and the seed. Not of where the teacher's folder
-        is, nor of limits, timeouts and prices of workers, nor of files that workers of the pool are read from.
+        """SHA-256 of the teacher, the workers (`live_settings.fingerprint`), the questions and the seed. Not of where
+        the teacher's folder is.
         """
         digest = hashlib.sha256((self._folder / GRAPH).read_bytes())
         for name, values in sorted(self._weights.items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(values).data)
         digest.update(self._tokeniser.to_str().encode())
-        workers = [
-            replace(worker, limits=Limits(), timeouts=Timeouts(), prices=None, tags=Tags(), key_env=None)
-            for worker in self._pool.worker
-        ]
+        workers = [fingerprint(worker, self._pool_folder) for worker in self._pool.worker]
         asked = [(question.task, question.workers) for question in questions]
         way = (self._lora_scale, self._end, self.config.conductor, self.config.effort, __version__)
         digest.update(msgspec.json.encode((way, workers, asked, seed)))
@@ -236,7 +240,7 @@ def teach(
     Raises:
         ModelError: the teacher can write nothing any more.
     """
-    waiting = [number for number in range(len(questions)) if number not in ledger.done]
+    waiting = ledger.waiting
     failed: Counter[str] = Counter()
     report.stage("demonstrations", len(waiting))
     for first in range(0, len(waiting), _BATCH):
@@ -256,7 +260,6 @@ def teach(
         wrong=came["wrong"],
         invalid=came["invalid"],
         unscored=failed,
-        cost_usd=ledger.cost_usd,
     )
 
 
